@@ -1,0 +1,1 @@
+"""The built-in middlewares, one per file."""

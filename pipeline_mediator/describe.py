@@ -1,0 +1,67 @@
+"""What `Mediator.describe()` prints: the chains as they were compiled, as text, JSON, or a Mermaid flow chart."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline_mediator.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline_mediator.mediator import Mediator
+    from pipeline_mediator.pipeline import Chain
+
+__all__ = ["describe"]
+
+
+def describe(mediator: Mediator, message_type: type | None, form: Literal["text", "json", "mermaid"]) -> str:
+    """Render the chains of one message type, or of every type that is bound or has a destination."""
+    types = mediator.message_types() if message_type is None else [message_type]
+    chains = [chain for one in types for chain in mediator.chains_for(one)]
+    if form == "text":
+        return "\n\n".join(_text(chain) for chain in chains)
+    if form == "json":
+        return json.dumps([_facts(chain) for chain in chains], indent=2)
+    if form == "mermaid":
+        return _mermaid(chains)
+    raise ConfigurationError(f'describe(format={form!r}): it is "text", "json" or "mermaid"')
+
+
+def _facts(chain: Chain) -> dict[str, Any]:
+    route = chain.route
+    return {
+        "message": route.message_type.__name__,
+        "kind": route.kind,
+        "origin": route.origin,
+        "destination": route.destination,
+        "links": [{"name": link.name, "role": link.role, "summary": link.summary} for link in chain.links],
+    }
+
+
+def _text(chain: Chain) -> str:
+    width = max(len(link.name) for link in chain.links)
+    rows = [
+        f"  {number:>2}  {link.name:<{width}}  {link.summary}".rstrip() for number, link in enumerate(chain.links, start=1)
+    ]
+    return "\n".join([str(chain.route), *rows])
+
+
+def _mermaid(chains: Iterable[Chain]) -> str:
+    lines = ["flowchart LR"]
+    for number, chain in enumerate(chains):
+        names = [f"{number}_{position}" for position in range(len(chain.links) + 1)]
+        lines.append(f'  subgraph c{number}["{_quoted(str(chain.route))}"]')
+        lines.append(f'    n{names[0]}(["{_quoted(chain.route.message_type.__name__)}"])')
+        for name, link in zip(names[1:], chain.links, strict=True):
+            text = link.name + (f"<br/>{link.summary}" if link.summary else "")
+            left, right = ("[[", "]]") if name == names[-1] else ("[", "]")
+            lines.append(f'    n{name}{left}"{_quoted(text)}"{right}')
+        lines.append("    " + " --> ".join(f"n{name}" for name in names))
+        lines.append("  end")
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return text.replace('"', "#quot;")

@@ -1,0 +1,1 @@
+"""Brokers that a Publish middleware can hand messages to."""

@@ -1,0 +1,121 @@
+"""A message type's JSON: msgspec for dataclasses, attrs classes and Structs, pydantic's own methods for its models."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from pipeline_mediator.errors import DecodeError, EncodeError
+from pipeline_mediator.payload_faults import (
+    ADVICE,
+    attempt,
+    check_finite,
+    check_type,
+    find_fault,
+    what_is_wrong,
+    what_pydantic_says,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PayloadForm", "payload_form"]
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadForm:
+    """How one message type is written to JSON and read from it."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[msgspec.Raw | bytes], Any]
+
+
+def payload_form(message_type: type) -> PayloadForm:
+    """The form of `message_type`, to be built once per type.
+
+    Its `encode` raises `EncodeError` naming the field, its `decode` `DecodeError` naming the place but never the value.
+    Raises `EncodeError` at once for a type that could be written but not read back: better at the sender than in another
+    process, where the message would be given up on.
+    """
+    return _model_form(message_type) if _is_model(message_type) else _msgspec_form(message_type)
+
+
+def _msgspec_form(message_type: type) -> PayloadForm:
+    holds_floats = check_type(message_type, allowed=_is_model)
+    try:
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(message_type, dec_hook=_read_model)
+    except TypeError as error:
+        raise EncodeError(message_type, None, f"{error}. {ADVICE}") from error
+
+    def encode(message: Any) -> Any:
+        payload, error = attempt(_ENCODER.encode, message)
+        if error is not None:
+            # Not `from error`, here and below: its text may quote the message.
+            raise find_fault(message, _ENCODER.encode) from None
+        if holds_floats and b"null" in payload:
+            check_finite(message)
+        return payload
+
+    def decode(payload: msgspec.Raw | bytes) -> Any:
+        message, error = attempt(decoder.decode, payload)
+        if error is not None:
+            raise DecodeError(message_type.__name__, *what_is_wrong(error)) from None
+        return message
+
+    return PayloadForm(encode, decode)
+
+
+def _model_form(message_type: Any) -> PayloadForm:
+    def encode(message: Any) -> Any:
+        payload, error = attempt(_dump, message)
+        if error is not None:
+            problem = f"pydantic refused it with {type(error).__name__}. {ADVICE}"
+            raise EncodeError(message_type, refused_field(message), problem) from None
+        return payload
+
+    def refused_field(message: Any) -> str | None:
+        for name in message_type.model_fields:
+            if attempt(_dump, message, {name})[1] is not None:
+                return str(name)
+        return None
+
+    def decode(payload: msgspec.Raw | bytes) -> Any:
+        message, error = attempt(message_type.model_validate_json, bytes(payload))
+        if error is not None:
+            raise DecodeError(message_type.__name__, *what_pydantic_says(error)) from None
+        return message
+
+    return PayloadForm(encode, decode)
+
+
+def _is_model(cls: type[Any]) -> bool:
+    # A class can only be a pydantic model if its program has loaded pydantic; so this never does.
+    pydantic = sys.modules.get("pydantic.main")
+    return pydantic is not None and issubclass(cls, pydantic.BaseModel)
+
+
+def _dump(model: Any, include: set[str] | None = None) -> bytes:
+    # By alias and without computed fields: what is written must be what the model reads.
+    text: str = model.model_dump_json(by_alias=True, round_trip=True, include=include)
+    return text.encode()
+
+
+def _write_model(value: Any) -> msgspec.Raw:
+    """A pydantic model inside a message of another kind."""
+    kind: type[Any] = value.__class__
+    if not _is_model(kind):
+        raise TypeError(f"Encoding objects of type {kind.__name__} is unsupported")
+    return msgspec.Raw(_dump(value))
+
+
+def _read_model(cls: type, value: Any) -> Any:
+    if not _is_model(cls):
+        return value
+    model: Any = cls
+    return model.model_validate_json(_ENCODER.encode(value))
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_write_model)

@@ -1,0 +1,298 @@
+"""What belongs to one attempt at a message: its scope, transaction, queued events and what waits for the commit."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline_mediator.concurrency import finish
+from pipeline_mediator.errors import (
+    EmitError,
+    TransactionDoomedError,
+    TransactionError,
+    TransactionFinishedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from pipeline_mediator.container import Scope
+    from pipeline_mediator.context import Context
+    from pipeline_mediator.events import Event
+    from pipeline_mediator.pipeline import Chain, Next
+
+__all__ = ["PutOff", "QueuedEvent", "Unit", "attempt", "seed_types"]
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENTS = 10_000
+"""Events that may wait in one attempt; more is an event handler that emits what it handles."""
+
+CLOSE_SECONDS = 30.0
+"""How long closing a scope may take before it is given up."""
+
+
+class QueuedEvent(NamedTuple):
+    """An event that `context.emit` queued, and the message that emitted it."""
+
+    event: Event
+    key: str | None
+    context: Context
+
+
+class PutOff(NamedTuple):
+    """A message for a broker that waits until its transaction has committed, and what caused it."""
+
+    chain: Chain
+    message: Any
+    key: str | None
+    context: Context
+
+
+class Unit:
+    """One attempt: everything in it happens, or nothing.
+
+    Whoever began the attempt ends it: TransactionMiddleware where there is one, else the attempt's own link or the root.
+    A unit that has ended lets go of everything, so that a task which outlives its message holds nothing open.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_doomed_by",
+        "_previous",
+        "committed",
+        "events",
+        "external",
+        "handed_over",
+        "hooks",
+        "open",
+        "put_off",
+        "resource",
+        "root",
+        "savepoint",
+        "scope",
+        "task",
+        "unit_of_work",
+        "walked",
+    )
+
+    def __init__(self, root: Context, task: object = None) -> None:
+        self.root: Context | None = root
+        self.task = task
+        """The task that the attempt runs in; calls through the mediator join it only from there."""
+        self.open = True
+        self.walked = False
+        """Whether the queue has been walked to its end; no event is taken after that."""
+        self.committed = False
+        """Whether work of this message has been committed, in this attempt or an earlier one: never repeat it."""
+        self.handed_over = False
+        """Whether items of a stream have reached the caller: they cannot be taken back."""
+        self.scope: Scope | None = None
+        self.resource: Any = None
+        """What the unit of work yielded: a session, a connection."""
+        self.unit_of_work: object = None
+        self.external = False
+        """Whether the transaction is the caller's, who commits it."""
+        self.savepoint: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+        self.events: deque[QueuedEvent] = deque()
+        self.hooks: list[Callable[[], Awaitable[object] | None]] = []
+        self.put_off: list[PutOff] = []
+        self._doomed_by: tuple[type, str] | None = None
+        self._previous: Unit | None = None
+
+    def succeed(self, root: Context) -> Unit:
+        """The unit of a further attempt at the same message."""
+        unit = Unit(root, self.task)
+        unit._previous = self
+        return unit
+
+    # -- the queue -----------------------------------------------------------------------------------------------------
+
+    def queue(self, event: Event, key: str | None, context: Context) -> None:
+        """Take an event to walk when the handler has returned."""
+        if self.walked or not self.open:
+            raise TransactionFinishedError(
+                f"{type(event).__name__} was emitted after the events of this attempt had been walked: it would be lost. "
+                "Emit before the handler returns, or call `await mediator.emit(event)` for a message of its own."
+            )
+        if len(self.events) >= MAX_EVENTS:
+            raise EmitError(
+                f"{type(event).__name__}: {MAX_EVENTS} events already wait in this attempt. Does an event handler emit "
+                "the event that it handles?"
+            )
+        self.events.append(QueuedEvent(event, key, context))
+
+    async def walk_events(self) -> None:
+        """Walk the queue, first in first out, until it is empty; events emitted meanwhile are walked too."""
+        walked = 0
+        while self.events:
+            walked += 1
+            if walked > MAX_EVENTS:
+                raise EmitError(
+                    f"{MAX_EVENTS} events were walked in one attempt and {type(self.events[0].event).__name__} is next. "
+                    "Does an event handler emit the event that it handles?"
+                )
+            queued = self.events.popleft()
+            await queued.context.mediator.walk_queued(queued)
+        self.walked = True
+
+    def drop_events_of(self, context: Context) -> None:
+        """Forget what a joined message, and those that joined it, queued or put off: it failed."""
+        if self.events:
+            self.events = deque(queued for queued in self.events if not _descends(queued.context, context))
+        if self.put_off:
+            self.put_off = [later for later in self.put_off if not _descends(later.context, context)]
+
+    # -- the transaction -----------------------------------------------------------------------------------------------
+
+    def begin(self, resource: Any, unit_of_work: object, savepoint: Callable[[], Any] | None = None) -> None:
+        """A transaction is open: `resource` is what its unit of work yielded."""
+        self.resource = resource
+        self.unit_of_work = unit_of_work
+        self.savepoint = savepoint
+
+    def mark_committed(self) -> None:
+        """Work of this message is in the database for good; outer middlewares see it on the unit that they hold."""
+        unit: Unit | None = self
+        while unit is not None:
+            unit.committed = True
+            unit = unit._previous
+
+    def doom(self, message_type: type, error: BaseException) -> None:
+        """A joined message failed: whatever its caller does with the error, this transaction may not commit.
+
+        Only the name of the error is kept: an exception holds its traceback, and that holds the contexts.
+        """
+        if self._doomed_by is None:
+            self._doomed_by = (message_type, type(error).__name__)
+
+    def refuse_if_doomed(self) -> None:
+        """Raise `TransactionDoomedError` if a joined message failed and its caller went on."""
+        if self._doomed_by is not None and self.root is not None:
+            message_type, error = self._doomed_by
+            raise TransactionDoomedError(message_type, type(self.root.message), error)
+
+    def add_hook(self, hook: Callable[[], Awaitable[object] | None]) -> None:
+        """Take a hook to call after the commit."""
+        if not self.open:
+            raise TransactionFinishedError("after_commit was called after the attempt had ended: the hook would never run")
+        if self.external:
+            raise TransactionError(
+                "after_commit inside send(..., transaction=...): the caller commits that transaction, and this library "
+                "does not learn of it. Do it after your own commit."
+            )
+        self.hooks.append(hook)
+
+    # -- scope and end -------------------------------------------------------------------------------------------------
+
+    def open_scope(self) -> Scope:
+        """The scope of this attempt, opened when the first handler needs it."""
+        root = self.root
+        if root is None or not self.open:
+            raise TransactionFinishedError("a handler was resolved in an attempt that has already ended")
+        seeds: dict[type, object] = {type(root): root}
+        if self.resource is not None:
+            for seeded in seed_types(type(self.resource)):
+                seeds[seeded] = self.resource
+        self.scope = root.mediator.container.open(seeds)
+        return self.scope
+
+    async def end(self) -> None:
+        """End an attempt that went well and has no transaction: walk the events, close the scope, call the hooks."""
+        if not self.open:
+            return
+        await self.walk_events()
+        self.mark_ended()
+        if self.scope is not None:
+            await self.close_scope(None)
+        await self.call_hooks()
+        self.root = None
+
+    async def abandon(self, error: BaseException) -> None:
+        """End an attempt that failed: drop what was queued, close the scope."""
+        if not self.open:
+            return
+        self.mark_ended()
+        self.events.clear()
+        self.put_off.clear()
+        self.hooks.clear()
+        if self.scope is not None:
+            await self.close_scope(error)
+        self.root = None
+
+    def mark_ended(self) -> None:
+        """From here on nothing joins this attempt and nothing is queued in it."""
+        self.open = False
+        self.walked = True
+        self.task = None
+        self.resource = None
+        self.savepoint = None
+
+    async def close_scope(self, error: BaseException | None) -> None:
+        """Close the scope whatever happens to the caller; what clean-up raises is logged: the outcome is decided."""
+        scope, self.scope = self.scope, None
+        if scope is None:
+            return
+        try:
+            closing = scope.close(error)
+            if closing is not None:
+                await finish(_awaited(closing), seconds=CLOSE_SECONDS)
+        except Exception:
+            self._report("scope clean-up failed")
+
+    async def call_hooks(self) -> None:
+        """Call the after-commit hooks in order; what one raises is logged, and the next one is called."""
+        hooks, self.hooks = self.hooks, []
+        for hook in hooks:
+            try:
+                called = hook()
+                if called is not None:
+                    await called
+            except Exception:
+                self._report("after-commit hook failed")
+
+    def _report(self, what: str) -> None:
+        """Log an error that must not change the outcome, and count it."""
+        root = self.root
+        name = "?" if root is None else type(root.message).__name__
+        logger.exception("%s for %s; its outcome stands", what, name)
+        if root is not None:
+            root.note(what)
+
+
+async def attempt(context: Context, call_next: Next) -> Any:
+    """Begin and end an attempt where no transaction does: a link like any other.
+
+    It stands directly inside retry, so that an attempt means the same with and without a transaction: the handler and
+    the events that it emitted.
+    """
+    if context.parent is not None:
+        return await call_next(context)
+    try:
+        result = await call_next(context)
+        await context.unit.end()
+    except BaseException as error:
+        await context.unit.abandon(error)
+        raise
+    return result
+
+
+@cache
+def seed_types(resource_type: type) -> tuple[type, ...]:
+    """The types under which a scope provides what a unit of work yields: its class and the bases that mean something."""
+    return tuple(base for base in resource_type.__mro__ if base.__module__ not in {"builtins", "typing", "abc"})
+
+
+async def _awaited(awaitable: Awaitable[object]) -> None:
+    await awaitable
+
+
+def _descends(context: Context | None, ancestor: Context) -> bool:
+    while context is not None:
+        if context is ancestor:
+            return True
+        context = context.parent
+    return False
