@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.requests import Request
 
-__all__ = ["AMBIENT", "Context", "Kind", "Origin", "Route", "new_message_id"]
+__all__ = ["AMBIENT", "Context", "Kind", "Origin", "Route", "Snapshot", "new_message_id"]
 
 R = TypeVar("R")
 

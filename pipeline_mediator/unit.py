@@ -209,7 +209,7 @@ class Unit:
         if self.scope is not None:
             await self.close_scope(None)
         await self.call_hooks()
-        self.root = None
+        self.release()
 
     async def abandon(self, error: BaseException) -> None:
         """End an attempt that failed: drop what was queued, close the scope."""
@@ -221,7 +221,7 @@ class Unit:
         self.hooks.clear()
         if self.scope is not None:
             await self.close_scope(error)
-        self.root = None
+        self.release()
 
     def mark_ended(self) -> None:
         """From here on nothing joins this attempt and nothing is queued in it."""
@@ -230,6 +230,11 @@ class Unit:
         self.task = None
         self.resource = None
         self.savepoint = None
+
+    def release(self) -> None:
+        """Let go of the message: it holds this unit, and a cycle would keep both until the next collection."""
+        self.root = None
+        self.put_off = []
 
     async def close_scope(self, error: BaseException | None) -> None:
         """Close the scope whatever happens to the caller; what clean-up raises is logged: the outcome is decided."""
@@ -241,7 +246,7 @@ class Unit:
             if closing is not None:
                 await finish(_awaited(closing), seconds=CLOSE_SECONDS)
         except Exception:
-            self._report("scope clean-up failed")
+            self.report("scope clean-up failed")
 
     async def call_hooks(self) -> None:
         """Call the after-commit hooks in order; what one raises is logged, and the next one is called."""
@@ -252,9 +257,9 @@ class Unit:
                 if called is not None:
                     await called
             except Exception:
-                self._report("after-commit hook failed")
+                self.report("after-commit hook failed")
 
-    def _report(self, what: str) -> None:
+    def report(self, what: str) -> None:
         """Log an error that must not change the outcome, and count it."""
         root = self.root
         name = "?" if root is None else type(root.message).__name__

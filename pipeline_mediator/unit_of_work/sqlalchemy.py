@@ -1,0 +1,152 @@
+"""SQLAlchemy's async sessions and connections as units of work, and what SQLite needs to be a safe one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline_mediator.errors import DatabaseNotPreparedError, MissingExtraError
+
+try:
+    from sqlalchemy import Engine, event
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+except ModuleNotFoundError as error:  # pragma: no cover - shown in a subprocess
+    if error.name is None or error.name.partition(".")[0] != "sqlalchemy":
+        raise
+    raise MissingExtraError("pipeline_mediator.unit_of_work.sqlalchemy", "SQLAlchemy", "sqlalchemy") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+__all__ = ["check_engine_of", "control_of", "prepare_sqlite", "yielded_by_method_of"]
+
+_DRIVERS = frozenset({"asyncpg", "psycopg", "aiosqlite"})
+_NO_ANSWER = ("08", "57P")
+"""SQLSTATE classes after which it is not known what became of COMMIT: connection exception, operator intervention."""
+
+
+def prepare_sqlite(engine: AsyncEngine, *, busy_timeout: float = 5.0) -> AsyncEngine:
+    """Make an SQLite engine keep every update: BEGIN IMMEDIATE, write-ahead log, and waiting for a lock. Returns it.
+
+    SQLite's default is to begin without a lock and to take it at the first write. Two transactions that read the same
+    row first then overwrite each other or fail. With BEGIN IMMEDIATE the second one waits for the first, at most
+    `busy_timeout` seconds.
+
+        engine = prepare_sqlite(create_async_engine("sqlite+aiosqlite:///shop.db"))
+        sessions = async_sessionmaker(engine, expire_on_commit=False)
+
+    Source: SQLAlchemy's documentation, "Serializable isolation / Savepoints / Transactional DDL" of the SQLite dialect.
+    """
+    sync_engine = engine.sync_engine
+    if sync_engine.dialect.name != "sqlite":
+        raise DatabaseNotPreparedError(f"prepare_sqlite was given an engine for {sync_engine.dialect.name}; it needs none")
+    if event.contains(sync_engine, "begin", _begin_immediate):
+        return engine
+
+    def set_up(connection: Any, _record: Any) -> None:
+        # The driver must not begin by itself: BEGIN IMMEDIATE does.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.close()
+
+    event.listen(sync_engine, "connect", set_up)
+    event.listen(sync_engine, "begin", _begin_immediate)
+    return engine
+
+
+def _begin_immediate(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def check_engine_of(source: object) -> None:
+    """Raise `DatabaseNotPreparedError` for an SQLite engine that `prepare_sqlite` has not seen."""
+    engine = _engine_of(source)
+    if engine is None or engine.dialect.name != "sqlite" or event.contains(engine, "begin", _begin_immediate):
+        return
+    raise DatabaseNotPreparedError(
+        "TransactionMiddleware was given an SQLite engine as SQLAlchemy sets it up by default: concurrent messages would "
+        "lose updates. Wrap it: prepare_sqlite(create_async_engine(...)), from pipeline_mediator.unit_of_work.sqlalchemy."
+    )
+
+
+def _engine_of(source: object) -> Engine | None:
+    bound: Any = source
+    if isinstance(source, async_sessionmaker):
+        bound = source.kw.get("bind")
+    elif isinstance(source, AsyncSession):
+        bound = source.bind
+    if isinstance(bound, AsyncConnection):
+        bound = bound.engine
+    return bound.sync_engine if isinstance(bound, AsyncEngine) else None
+
+
+def yielded_by_method_of(owner: object) -> type | None:
+    """What `sessions.begin` and `engine.begin` yield."""
+    if isinstance(owner, async_sessionmaker):
+        session_type: type = owner.class_
+        return session_type
+    return AsyncConnection if isinstance(owner, AsyncEngine) else None
+
+
+def control_of(resource: object) -> _SessionControl | _ConnectionControl | None:
+    """The control of a session or a connection."""
+    if isinstance(resource, AsyncSession):
+        return _SessionControl(resource)
+    if isinstance(resource, AsyncConnection):
+        return _ConnectionControl(resource)
+    return None
+
+
+class _SessionControl:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    def on_commit(self, committed: Callable[[], None]) -> None:
+        def after_commit(session: Any) -> None:
+            # SQLAlchemy reports the release of a savepoint as a commit too.
+            if not session.in_nested_transaction():
+                committed()
+
+        event.listen(self._session.sync_session, "after_commit", after_commit)
+
+    async def flush(self) -> None:
+        await self._session.flush()
+
+    async def commit(self) -> None:
+        await self._session.commit()
+
+    def outcome_unknown(self, error: BaseException) -> bool:
+        return _no_answer(error)
+
+    def savepoint(self) -> AbstractAsyncContextManager[Any]:
+        return self._session.begin_nested()
+
+
+class _ConnectionControl:
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    def on_commit(self, committed: Callable[[], None]) -> None:
+        self._committed = committed
+
+    async def flush(self) -> None:
+        """Nothing is kept in memory."""
+
+    async def commit(self) -> None:
+        await self._connection.commit()
+
+    def outcome_unknown(self, error: BaseException) -> bool:
+        return _no_answer(error)
+
+    def savepoint(self) -> AbstractAsyncContextManager[Any]:
+        return self._connection.begin_nested()
+
+
+def _no_answer(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return error.connection_invalidated or state.startswith(_NO_ANSWER)
+    return isinstance(error, OSError | EOFError) or type(error).__module__.partition(".")[0] in _DRIVERS
