@@ -140,31 +140,26 @@ class _Call:
             factory_of = getattr(container, "factory", None)
             self._factory = None if factory_of is None else factory_of(handler.target)
         self.needs_scope = bool(handler.wanted) and self._factory is None
-        plain = handler.is_async and not handler.collects_events
-        self.direct: Direct | None = None
-        if plain and not self.needs_scope and not handler.takes_context:
-            self.direct = self._plain_call()
+        plain = handler.is_async and not handler.collects_events and not self.needs_scope
+        self.direct: Direct | None = self._without_context() if plain and not handler.takes_context else None
         self.terminal: Terminal = self._terminal(plain=plain)
 
-    def _plain_call(self) -> Callable[..., Any]:
+    def _without_context(self) -> Direct:
         """The call itself, where nothing has to be resolved."""
         factory = self._factory
         if factory is None:
             return self._handler.function
-        return lambda *args, **keywords: factory().handle(*args, **keywords)
+        return lambda message: factory().handle(message)
 
     def _terminal(self, *, plain: bool) -> Terminal:
-        handler = self._handler
-        if not plain or self.needs_scope:
-            return self._resolving()
-        if self.direct is not None:
-            direct = self.direct
+        direct, factory, function = self.direct, self._factory, self._handler.function
+        if direct is not None:
             return lambda context: direct(context.message)
-        call = self._plain_call()
-        if handler.context_keyword is None:
-            return lambda context: call(context.message, context)
-        keyword = handler.context_keyword
-        return lambda context: call(context.message, **{keyword: context})
+        if not plain or self._handler.context_keyword is not None:
+            return self._resolving()
+        if factory is not None:
+            return lambda context: factory().handle(context.message, context)
+        return lambda context: function(context.message, context)
 
     def _resolving(self) -> Terminal:
         """For handlers that come out of a scope, run in a thread, or keep their events in a property."""

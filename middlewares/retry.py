@@ -96,14 +96,14 @@ class RetryMiddleware:
             wait = tries.wait_after(error, context)
             if wait is None:
                 raise
-        return await self._again(before, call_next, tries, wait)
+        return await self._again(context, before, call_next, tries, wait)
 
-    async def _again(self, before: Snapshot, call_next: Next, tries: _Tries, wait: float) -> Any:
+    async def _again(self, first: Context, before: Snapshot, call_next: Next, tries: _Tries, wait: float) -> Any:
         import anyio
 
         while True:
             await anyio.sleep(wait)
-            context = before.attempt(tries.number)
+            context = first.further_attempt(tries.number, before)
             try:
                 return await call_next(context)
             except Exception as error:

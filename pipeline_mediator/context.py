@@ -7,7 +7,7 @@ import time
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pipeline_mediator.errors import ConfigurationError
 from pipeline_mediator.unit import Unit
@@ -205,10 +205,6 @@ class Context:
             self.begun_unit = Unit(self) if self.parent is None else self.parent.unit
         return self.begun_unit
 
-    def begin_unit(self, task: object) -> None:
-        """Begin the attempt in this task; messages sent from there join it."""
-        self.begun_unit = Unit(self, task)
-
     @property
     def events(self) -> list[Event]:
         """The events queued in this attempt and not yet walked, in order."""
@@ -222,7 +218,7 @@ class Context:
         attempt has ended.
         """
         if self._mediator is not None:
-            self._mediator.check_event(type(event))
+            self._mediator.routes.of_event(type(event))
         self.unit.queue(event, key, self)
 
     async def send(self, request: Request[R], /) -> R:
@@ -254,8 +250,19 @@ class Context:
     # -- for the mediator and for middlewares that repeat --------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """What a further attempt starts from; taken before the first one."""
-        return Snapshot(self)
+        """What further attempts start from; taken before the first one."""
+        return Snapshot(
+            None if self._headers is None else dict(self._headers), None if self._items is None else dict(self._items)
+        )
+
+    def further_attempt(self, number: int, before: Snapshot) -> Context:
+        """A fresh context with a fresh unit, for attempt `number` at the same message."""
+        new = self._derive(self.message)
+        new.attempt = number
+        new.begun_unit = self.unit.succeed(new)
+        new._headers = None if before.headers is None else dict(before.headers)
+        new._items = None if before.items is None else dict(before.items)
+        return new
 
     def alone(self) -> Context:
         """A context of the same message with a unit of its own, for a handler that must not share one."""
@@ -304,25 +311,11 @@ class Context:
         return f"<Context of {self.route or type(self.message).__name__}, attempt {self.attempt}>"
 
 
-class Snapshot:
-    """Headers and items as they were before the first attempt; each further attempt gets copies of them."""
+class Snapshot(NamedTuple):
+    """Headers and items as they were before the first attempt."""
 
-    __slots__ = ("_context", "_headers", "_items")
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._headers = None if context._headers is None else dict(context._headers)
-        self._items = None if context._items is None else dict(context._items)
-
-    def attempt(self, number: int) -> Context:
-        """A fresh context with a fresh unit, for attempt `number` at the same message."""
-        first = self._context
-        new = first._derive(first.message)
-        new.attempt = number
-        new.begun_unit = first.unit.succeed(new)
-        new._headers = None if self._headers is None else dict(self._headers)
-        new._items = None if self._items is None else dict(self._items)
-        return new
+    headers: dict[str, str] | None
+    items: dict[Any, Any] | None
 
 
 AMBIENT: ContextVar[Context | None] = ContextVar("pipeline_mediator.context", default=None)

@@ -18,8 +18,8 @@ __all__ = ["describe"]
 
 def describe(mediator: Mediator, message_type: type | None, form: Literal["text", "json", "mermaid"]) -> str:
     """Render the chains of one message type, or of every type that is bound or has a destination."""
-    types = mediator.message_types() if message_type is None else [message_type]
-    chains = [chain for one in types for chain in mediator.chains_for(one)]
+    types = mediator.routes.message_types() if message_type is None else [message_type]
+    chains = [chain for one in types for chain in mediator.routes.all_of(one)]
     if form == "text":
         return "\n\n".join(_text(chain) for chain in chains)
     if form == "json":

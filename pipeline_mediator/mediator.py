@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from pipeline_mediator.concurrency import current_task
 from pipeline_mediator.container import PlainContainer
-from pipeline_mediator.context import AMBIENT, Context, Route, new_message_id
+from pipeline_mediator.context import AMBIENT, Context, new_message_id
 from pipeline_mediator.errors import (
     ConfigurationError,
     EmitError,
-    HandlerNotFoundError,
     TransactionFinishedError,
     name_of,
 )
-from pipeline_mediator.events import (
-    DomainEvent,
-    ECSTEvent,
-    Event,
-    EventEmitter,
-    EventMap,
-    IntegrationEvent,
-    NotificationEvent,
-)
+from pipeline_mediator.events import Event, EventEmitter, EventMap
 from pipeline_mediator.middlewares.handle import HandleMiddleware
-from pipeline_mediator.pipeline import Chain, Pipeline, compile_chain, destination_of, flatten
-from pipeline_mediator.requests import Command, Request, RequestMap, StreamQuery
-from pipeline_mediator.unit import PutOff, QueuedEvent, Unit, attempt, seed_types
+from pipeline_mediator.pipeline import Pipeline, flatten
+from pipeline_mediator.requests import Request, RequestMap, StreamQuery
+from pipeline_mediator.routes import Routes
+from pipeline_mediator.stream import Stream
+from pipeline_mediator.unit import PutOff, Unit, seed_types
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from types import TracebackType
-
-    from anyio.abc import ObjectReceiveStream, ObjectSendStream, TaskGroup
 
     from pipeline_mediator.codec import Codec
     from pipeline_mediator.container import Container
-    from pipeline_mediator.pipeline import Middleware
+    from pipeline_mediator.pipeline import Chain, Middleware
+    from pipeline_mediator.unit import QueuedEvent
+
+    Enter = Callable[[Any], Coroutine[Any, Any, Any]]
 
 __all__ = ["Mediator", "Stream"]
 
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
+
 
 class _Given(NamedTuple):
     """What the caller says about a message beside the message itself."""
@@ -62,14 +58,14 @@ class Mediator:
             RequestMap().bind(PlaceOrder, PlaceOrderHandler),
             RodiContainer(services),
             event_map=EventMap().bind(OrderPlaced, NotifyWarehouse),
-            middlewares=Pipeline(LoggingMiddleware(), RetryMiddleware(attempts=3), TransactionMiddleware(sessions.begin)),
+            middlewares=[LoggingMiddleware(), RetryMiddleware(attempts=3), TransactionMiddleware(sessions.begin)],
         )
         async with mediator:
             order_id = await mediator.send(PlaceOrder("book"))
 
-    `async with` connects the brokers that stand in the pipeline and disconnects them; without brokers it may be left out.
-    At construction the maps are frozen, and the chain of every bound message is compiled and checked. Before the first
-    message, or when entered, the container resolves every handler dry.
+    `async with` connects the brokers that stand in the pipeline and disconnects them; without brokers it may be left
+    out. At construction the maps are frozen, and the chain of every bound message is compiled and checked. Before the
+    first message, or when entered, the container resolves every handler dry.
 
     `new_id` makes message ids; UUIDv7 by default. `codec` is what messages are encoded with on the way to a broker.
 
@@ -96,22 +92,23 @@ class Mediator:
         self.pipeline = pipeline
         self.new_id = new_id
         self._codec = codec
-        handle = HandleMiddleware(self.requests, self.events, self.container, self.destination_for)
-        self._middlewares = (*flatten(pipeline), handle)
-        self._request_chains: dict[type, Chain] = {}
-        self._event_chains: dict[type, tuple[Chain, ...]] = {}
-        self._sends: dict[type, Callable[[Any], Awaitable[Any]]] = {}
-        self._emits: dict[type, Callable[[Any], Awaitable[Any]]] = {}
+        handle = HandleMiddleware(self.requests, self.events, self.container, self._destination_for)
+        self._middlewares: tuple[Middleware, ...] = (*flatten(pipeline), handle)
+        self.routes = Routes(self.requests, self.events, self._middlewares, self._register)
+        self._sends: dict[type, Enter] = {}
+        self._emits: dict[type, Enter] = {}
         self._prepared = False
         self._open: AsyncExitStack | None = None
         self.requests.freeze()
         self.events.freeze()
-        for message_type in self.message_types():
-            self.chains_for(message_type)
+        for message_type in self.routes.message_types():
+            self.routes.all_of(message_type)
 
     # -- sending and emitting ------------------------------------------------------------------------------------------
 
-    async def send(
+    # `send` and `emit` return the chain's coroutine instead of awaiting it: one coroutine less for every message.
+
+    def send(
         self,
         request: Request[R],
         /,
@@ -119,30 +116,29 @@ class Mediator:
         headers: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
         transaction: object = None,
-    ) -> R:
+    ) -> Coroutine[Any, Any, R]:
         """Send a request to its one handler and return the handler's result.
 
         Inside a handler it joins that handler's message: same transaction, same scope. `headers` travel with the
-        message; `correlation_id` continues a conversation that began elsewhere. `transaction` is a session or connection
-        of the caller's, who commits it: the message runs in it, without a commit or a retry of its own.
+        message; `correlation_id` continues a conversation that began elsewhere. `transaction` is a session or
+        connection of the caller's, who commits it: the message runs in it, without a commit or a retry of its own.
 
         Raises what the handler raises, untouched; `HandlerNotFoundError` if nobody handles the request.
         """
         enter = self._sends.get(type(request))
-        if enter is None:
-            enter = self._prepare_send(request)
-        if headers is None and correlation_id is None and transaction is None:
-            result: R = await enter(request)
-            return result
-        chain = self._request_chains[type(request)]
-        given = _Given(headers, correlation_id)
-        if transaction is not None:
-            result = await self._walk_in_callers(chain, request, given, transaction)
-        else:
-            result = await self._enter(chain, request, given)
-        return result
+        if enter is not None and headers is None and correlation_id is None and transaction is None:
+            return enter(request)
+        return self._send(request, _Given(headers, correlation_id), transaction)
 
-    async def emit(
+    async def _send(self, request: object, given: _Given, transaction: object) -> Any:
+        enter = self._sends.get(type(request)) or self._prepare_send(request)
+        if transaction is not None:
+            return await self._walk_in_callers(self.routes.of_request(type(request)), request, given, transaction)
+        if given == _NOTHING:
+            return await enter(request)
+        return await self._enter(self.routes.of_request(type(request)), request, given)
+
+    def emit(
         self,
         event: Event,
         /,
@@ -150,23 +146,28 @@ class Mediator:
         *,
         headers: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Emit an event now: its local handlers run, and it goes to its destination.
 
         Inside a handler it joins that handler's message. What goes to a broker from inside a transaction leaves after
         the commit; outside one it is published before this returns, or the broker's error is raised. `key` overrides
         the field that orders and partitions.
 
-        Raises `HandlerNotFoundError` for an event that has neither handler nor destination, unless it is a domain event.
+        Raises `HandlerNotFoundError` for an event that has neither handler nor destination, unless it is a domain
+        event.
         """
         enter = self._emits.get(type(event))
-        if enter is None:
-            enter = self._prepare_emit(event)
-        if key is None and headers is None and correlation_id is None:
+        if enter is not None and key is None and headers is None and correlation_id is None:
+            return enter(event)
+        return self._emit(event, _Given(headers, correlation_id, key))
+
+    async def _emit(self, event: object, given: _Given) -> None:
+        enter = self._emits.get(type(event)) or self._prepare_emit(event)
+        if given == _NOTHING:
             await enter(event)
             return
-        for chain in self._event_chains[type(event)]:
-            await self._enter(chain, event, _Given(headers, correlation_id, key))
+        for chain in self.routes.of_event(type(event)):
+            await self._enter(chain, event, given)
 
     def stream(self, query: StreamQuery[T_co], /, *, headers: Mapping[str, str] | None = None) -> Stream[T_co]:
         """Open a stream: `async with mediator.stream(query) as items: async for item in items: ...`.
@@ -174,11 +175,11 @@ class Mediator:
         The chain runs in a task of its own for as long as the block lasts, so a transaction spans the whole stream. One
         item is under way at a time. Leaving the block early ends the chain as cancelled.
         """
-        if not isinstance(query, StreamQuery):
-            raise _wrong_verb(query, "stream")
+        _refuse_unless(StreamQuery, query, "stream")
         self.prepare()
-        chain = self._request_chain(type(query))
-        return Stream(self._root(chain, query, _Given(headers), AMBIENT.get()), chain)
+        chain = self.routes.of_request(type(query))
+        context = self._root(chain, query, _Given(headers), AMBIENT.get())
+        return Stream(context, partial(self._walk, chain, query))
 
     async def __aenter__(self) -> Self:
         if self._open is not None:
@@ -212,9 +213,7 @@ class Mediator:
             self._codec = Codec()
         return self._codec
 
-    def describe(
-        self, message_type: type | None = None, /, format: Literal["text", "json", "mermaid"] = "text"
-    ) -> str:
+    def describe(self, message_type: type | None = None, /, format: Literal["text", "json", "mermaid"] = "text") -> str:
         """The chains as they were compiled, of one message type or of all that are bound."""
         from pipeline_mediator.describe import describe
 
@@ -227,8 +226,8 @@ class Mediator:
         """
         self.prepare()
         found: dict[str, None] = {}
-        for message_type in self.message_types():
-            for chain in self.chains_for(message_type):
+        for message_type in self.routes.message_types():
+            for chain in self.routes.all_of(message_type):
                 for link in chain.links:
                     for source in (link.middleware, link.source):
                         warnings_for = getattr(source, "warnings_for", None)
@@ -236,37 +235,6 @@ class Mediator:
                             found.update(dict.fromkeys(f"{chain.route}: {text}" for text in warnings_for(chain)))
                             break
         return list(found)
-
-    def message_types(self) -> list[type]:
-        """Every type that is bound or has a destination of its own, requests first."""
-        mapped = [one for middleware in self._middlewares for one in getattr(middleware, "message_types", ())]
-        concrete = [one for one in mapped if one not in _KINDS]
-        return list(dict.fromkeys([*self.requests, *(one for one in self.events if one not in _KINDS), *concrete]))
-
-    def chains_for(self, message_type: type) -> tuple[Chain, ...]:
-        """The chains that a message of this type may walk: sent or emitted, and as it comes back from a broker."""
-        if issubclass(message_type, Event):
-            chains = self._chains_of_event(message_type)
-            kind: Literal["event", "request"] = "event"
-            comes_back = issubclass(message_type, IntegrationEvent) and any(
-                binding.runs("broker", None) for binding in self.events.bindings_for(message_type)
-            )
-        else:
-            chains = (self._request_chain(message_type),)
-            kind = "request"
-            comes_back = chains[0].route.destination is not None and message_type in self.requests
-        if comes_back:
-            chains = (*chains, self._compile(Route(message_type, kind, "broker")))
-        return chains
-
-    def destination_for(self, message_type: type) -> str | None:
-        """Where the pipeline publishes messages of this type; None for those that stay in the process."""
-        return destination_of(message_type, self._middlewares)
-
-    def check_event(self, event_type: type) -> None:
-        """Raise `HandlerNotFoundError` if an event of this type would reach nobody."""
-        if event_type not in self._event_chains:
-            self._chains_of_event(event_type)
 
     def prepare(self) -> None:
         """Let the container resolve every handler dry, once."""
@@ -277,122 +245,84 @@ class Mediator:
             for binding in self.events.bindings_for(event_type):
                 handlers.extend(binding.handlers)
         wanted = dict.fromkeys(one for handler in handlers for one in handler.wanted)
-        seeded = {Context: None}
-        for middleware in self._middlewares:
-            for seed in getattr(middleware, "seeds", ()):
-                seeded.update(dict.fromkeys(seed_types(seed)))
+        yielded = [one for middleware in self._middlewares for one in getattr(middleware, "seeds", ())]
+        seeded = dict.fromkeys((Context, *(base for one in yielded for base in seed_types(one))))
         self.container.prepare(tuple(wanted), tuple(seeded))
         self._prepared = True
 
-    # -- chains --------------------------------------------------------------------------------------------------------
+    def _destination_for(self, message_type: type) -> str | None:
+        return self.routes.destination_for(message_type)
 
-    def _request_chain(self, message_type: type) -> Chain:
-        chain = self._request_chains.get(message_type)
-        if chain is None:
-            kind: Literal["stream", "request"] = "stream" if issubclass(message_type, StreamQuery) else "request"
-            destination = self.destination_for(message_type) if issubclass(message_type, Command) else None
-            chain = self._compile(Route(message_type, kind, "local", destination))
-            self._request_chains[message_type] = chain
-        return chain
+    def _register(self, message_type: type) -> None:
+        self.codec.register(message_type)
 
-    def _chains_of_event(self, event_type: type) -> tuple[Chain, ...]:
-        chains = self._event_chains.get(event_type)
-        if chains is None:
-            destination = self.destination_for(event_type) if not issubclass(event_type, DomainEvent) else None
-            bound = any(one.runs("local", destination) for one in self.events.bindings_for(event_type))
-            routes: list[Route] = []
-            if bound or issubclass(event_type, DomainEvent):
-                routes.append(Route(event_type, "event", "local"))
-            if destination is not None:
-                routes.append(Route(event_type, "event", "local", destination))
-            if not routes and not self._only_delivered(event_type):
-                raise HandlerNotFoundError(
-                    event_type,
-                    "it has neither a handler nor a destination, so it would be lost. Bind a handler with EventMap.bind, "
-                    "give it a destination in PublishMiddleware, or derive it from DomainEvent if it may go unheard.",
-                )
-            chains = tuple(self._compile(route) for route in routes)
-            self._event_chains[event_type] = chains
-        return chains
+    # -- ways in -------------------------------------------------------------------------------------------------------
 
-    def _only_delivered(self, event_type: type) -> bool:
-        return any(one.at == "delivery" for one in self.events.bindings_for(event_type))
-
-    def _compile(self, route: Route) -> Chain:
-        if route.destination is not None:
-            self.codec.register(route.message_type)
-        return compile_chain(route, self._middlewares, attempt)
-
-    def _prepare_send(self, request: Any) -> Callable[[Any], Awaitable[Any]]:
-        if not isinstance(request, Request):
-            raise _wrong_verb(request, "send")
+    def _prepare_send(self, request: object) -> Enter:
+        _refuse_unless(Request, request, "send")
         self.prepare()
-        enter = self._sends[type(request)] = self._enter_function(self._request_chain(type(request)))
+        enter = self._sends[type(request)] = self._way_into(self.routes.of_request(type(request)))
         return enter
 
-    def _prepare_emit(self, event: Any) -> Callable[[Any], Awaitable[Any]]:
-        if not isinstance(event, Event):
-            raise _wrong_verb(event, "emit")
+    def _prepare_emit(self, event: object) -> Enter:
+        _refuse_unless(Event, event, "emit")
         self.prepare()
-        enters = [self._enter_function(chain) for chain in self._chains_of_event(type(event))]
-        if len(enters) == 1:
-            enter = enters[0]
-        else:
-
-            async def enter(event: Any) -> None:
-                for one in enters:
-                    await one(event)
-
-        self._emits[type(event)] = enter
+        ways = [self._way_into(chain) for chain in self.routes.of_event(type(event))]
+        enter = self._emits[type(event)] = ways[0] if len(ways) == 1 else partial(_each, ways)
         return enter
 
-    def _enter_function(self, chain: Chain) -> Callable[[Any], Awaitable[Any]]:
-        """The way into a chain, specialised to what the chain needs."""
-        if chain.direct is not None:
-            return chain.direct
-        route = chain.route
-        call = chain.call
-        begins_unit = chain.begins_unit
-
-        def enter(message: Any) -> Awaitable[Any]:
-            ambient = AMBIENT.get()
-            if ambient is not None:
-                return self._enter_from(ambient, chain, message, _NOTHING)
-            context = Context(message, route, self)
-            if begins_unit:
-                context.begin_unit(current_task())
-            return _walk(context, call)
-
-        return enter
+    def _way_into(self, chain: Chain) -> Enter:
+        """The handler itself where nothing in the chain needs a context, else the walk."""
+        return partial(self._walk, chain) if chain.direct is None else chain.direct
 
     # -- walking -------------------------------------------------------------------------------------------------------
 
-    async def _enter(self, chain: Chain, message: Any, given: _Given) -> Any:
-        ambient = AMBIENT.get()
-        if ambient is not None:
-            return await self._enter_from(ambient, chain, message, given)
-        return await _walk(self._root(chain, message, given, None), chain.call)
+    async def _walk(self, chain: Chain, message: object, context: Context | None = None) -> Any:
+        """Walk a chain as a message of its own; what nobody in the chain has ended ends here.
 
-    async def _enter_from(self, ambient: Context, chain: Chain, message: Any, given: _Given) -> Any:
-        """Called while another message is at work: join it, or be a message of its own that it caused.
+        Without a context, one is made, unless another message is at work.
+        """
+        if context is None:
+            if AMBIENT.get() is not None:
+                return await self._enter(chain, message, _NOTHING)
+            context = Context(message, chain.route, self)
+        if chain.begins_unit and context.begun_unit is None:
+            context.begun_unit = Unit(context, current_task())
+        token = AMBIENT.set(context)
+        try:
+            result = await chain.call(context)
+            if context.begun_unit is not None:
+                await context.begun_unit.end()
+        except BaseException as error:
+            if context.begun_unit is not None:
+                await context.begun_unit.abandon(error)
+            raise
+        finally:
+            AMBIENT.reset(token)
+        return result
+
+    async def _enter(self, chain: Chain, message: object, given: _Given) -> Any:
+        """Join the message that is at work, or walk the chain as a message of its own, caused by that one.
 
         It joins only what it certainly belongs to: the same mediator's message, at work in this very task, its attempt
         still open. A task that a handler started gets a root of its own, or it would write into a transaction that may
         have ended.
         """
-        unit = ambient.begun_unit
+        ambient = AMBIENT.get()
+        unit = None if ambient is None else ambient.begun_unit
         if (
-            unit is not None
+            ambient is not None
+            and unit is not None
             and unit.open
             and unit.task is not None
             and ambient.mediator is self
             and unit.task is current_task()
         ):
             return await self._join(chain, message, ambient, given)
-        return await _walk(self._root(chain, message, given, ambient), chain.call)
+        return await self._walk(chain, message, self._root(chain, message, given, ambient))
 
-    def _root(self, chain: Chain, message: Any, given: _Given, cause: Context | None) -> Context:
-        """A context for a message of its own; of what caused it only the ids are kept, so that no chain of tasks grows."""
+    def _root(self, chain: Chain, message: object, given: _Given, cause: Context | None) -> Context:
+        """A context for a message of its own; only the ids are kept of its cause, so that no chain of tasks grows."""
         context = Context(message, chain.route, self)
         if cause is not None:
             correlation_id = given.correlation_id or cause.correlation_id
@@ -401,79 +331,62 @@ class Mediator:
             context.identify(correlation_id=given.correlation_id, key=given.key)
         if given.headers is not None:
             context.headers.update(given.headers)
-        if chain.begins_unit:
-            context.begin_unit(current_task())
         return context
 
-    async def _walk_in_callers(self, chain: Chain, message: Any, given: _Given, transaction: object) -> Any:
+    async def _walk_in_callers(self, chain: Chain, message: object, given: _Given, transaction: object) -> Any:
         if chain.unit_of_work is None:
             raise ConfigurationError(
-                f"{chain.route}: send(..., transaction=...) needs a TransactionMiddleware in the chain, which hands the "
-                "session to the handlers; there is none"
+                f"{chain.route}: send(..., transaction=...) needs a TransactionMiddleware in the chain, which hands "
+                "the session to the handlers; there is none"
             )
         context = self._root(chain, message, given, AMBIENT.get())
+        context.begun_unit = Unit(context, current_task())
         context.unit.begin(transaction, chain.unit_of_work)
         context.unit.external = True
-        return await _walk(context, chain.call)
+        return await self._walk(chain, message, context)
 
-    async def join(self, message: Any, parent: Context) -> Any:
+    async def join(self, message: object, parent: Context) -> Any:
         """Send a request inside the attempt of `parent`; what `context.send` calls."""
-        if not isinstance(message, Request):
-            raise _wrong_verb(message, "send")
-        return await self._join(self._request_chain(type(message)), message, parent, _NOTHING)
+        _refuse_unless(Request, message, "send")
+        return await self._join(self.routes.of_request(type(message)), message, parent, _NOTHING)
 
     async def walk_queued(self, queued: QueuedEvent) -> None:
         """Walk an event of the queue inside the attempt that emitted it."""
-        for chain in self._chains_of_event(type(queued.event)):
+        for chain in self.routes.of_event(type(queued.event)):
             await self._join(chain, queued.event, queued.context, _Given(key=queued.key))
 
     async def walk_put_off(self, put_off: PutOff) -> None:
         """Walk a message that waited for the commit, as a message of its own."""
         context = self._root(put_off.chain, put_off.message, _Given(key=put_off.key), put_off.context)
-        await _walk(context, put_off.chain.call)
+        await self._walk(put_off.chain, put_off.message, context)
 
-    async def _join(self, chain: Chain, message: Any, parent: Context, given: _Given) -> Any:
+    async def _join(self, chain: Chain, message: object, parent: Context, given: _Given) -> Any:
         unit = parent.unit
         if not unit.open:
             raise TransactionFinishedError(
-                f"{type(message).__name__} was sent from {type(parent.message).__name__}, whose attempt has ended: what "
-                "it writes would be in no transaction. Await what a handler starts, or call mediator.send from the task."
+                f"{type(message).__name__} was sent from {type(parent.message).__name__}, whose attempt has ended: "
+                "what it writes would be in no transaction. Await what a handler starts, or call mediator.send "
+                "from the task."
             )
         if chain.publishes and unit.resource is not None:
             return self._put_off(chain, message, parent, given)
         if chain.publishes or chain.unit_of_work not in {None, unit.unit_of_work}:
-            return await _walk(self._root(chain, message, given, parent), chain.call)
+            return await self._walk(chain, message, self._root(chain, message, given, parent))
         context = Context(message, chain.route, self, parent)
         if given is not _NOTHING:
             context.identify(correlation_id=given.correlation_id, key=given.key)
             context.headers.update(given.headers or {})
         return await _walk_joined(context, chain, unit)
 
-    def _put_off(self, chain: Chain, message: Any, parent: Context, given: _Given) -> None:
+    def _put_off(self, chain: Chain, message: object, parent: Context, given: _Given) -> None:
         unit = parent.unit
         if unit.external:
             raise EmitError(
                 f"{type(message).__name__} goes to {chain.route.destination!r} and was emitted inside "
-                "send(..., transaction=...): the caller commits that transaction, so it is not known when the message may "
-                "leave. Put an OutboxMiddleware in the pipeline, or emit it after your own commit."
+                "send(..., transaction=...): the caller commits that transaction, so it is not known when the message "
+                "may leave. Put an OutboxMiddleware in the pipeline, or emit it after your own commit."
             )
         unit.put_off.append(PutOff(chain, message, given.key, parent))
-
-
-async def _walk(context: Context, call: Callable[[Context], Awaitable[Any]]) -> Any:
-    """Walk a chain as a message of its own; what nobody in the chain has ended ends here."""
-    token = AMBIENT.set(context)
-    try:
-        result = await call(context)
-        if context.begun_unit is not None:
-            await context.begun_unit.end()
-    except BaseException as error:
-        if context.begun_unit is not None:
-            await context.begun_unit.abandon(error)
-        raise
-    finally:
-        AMBIENT.reset(token)
-    return result
 
 
 async def _walk_joined(context: Context, chain: Chain, unit: Unit) -> Any:
@@ -493,80 +406,9 @@ async def _walk_joined(context: Context, chain: Chain, unit: Unit) -> Any:
         AMBIENT.reset(token)
 
 
-class Stream(Generic[T_co]):
-    """The items of a `StreamQuery`, for as long as the `async with` block lasts.
-
-    What the chain raises is raised by the iteration, or when the block ends.
-    """
-
-    def __init__(self, context: Context, chain: Chain) -> None:
-        self._context = context
-        self._chain = chain
-        self._error: Exception | None = None
-        self._tasks: TaskGroup | None = None
-        self._items: ObjectReceiveStream[T_co] | None = None
-
-    async def __aenter__(self) -> Self:
-        import anyio
-
-        if self._tasks is not None:
-            raise ConfigurationError("a stream is opened once; call mediator.stream(query) again")
-        send, self._items = anyio.create_memory_object_stream[T_co](0)
-        self._context.sink = send.send
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._walk, send)
-        return self
-
-    async def _walk(self, items: ObjectSendStream[T_co]) -> None:
-        try:
-            if self._chain.begins_unit:
-                self._context.begin_unit(current_task())
-            await _walk(self._context, self._chain.call)
-        except Exception as error:  # noqa: BLE001 - raised to who iterates
-            self._error = error
-        finally:
-            await items.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T_co:
-        import anyio
-
-        if self._items is None:
-            raise ConfigurationError("open the stream first: `async with mediator.stream(query) as items:`")
-        try:
-            return await self._items.receive()
-        except anyio.EndOfStream:
-            self._raise_error()
-            raise StopAsyncIteration from None
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        tasks, items = self._tasks, self._items
-        if tasks is None or items is None:
-            return
-        tasks.cancel_scope.cancel()
-        await items.aclose()
-        # The task group would wrap the block's own error in a group: it is not told of it, and the block raises it.
-        await tasks.__aexit__(None, None, None)
-        if error is None:
-            self._raise_error()
-
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            # Its traceback holds this frame: without this, a cycle keeps the context alive.
-            del error
-
-
-_KINDS = frozenset({Event, DomainEvent, IntegrationEvent, NotificationEvent, ECSTEvent, Request, Command})
-"""Message kinds: nobody sends or emits a message of exactly these types."""
+async def _each(ways: list[Enter], event: Any) -> None:
+    for enter in ways:
+        await enter(event)
 
 
 def _event_half(
@@ -584,13 +426,16 @@ def _event_half(
     return emitter.event_map, pipeline
 
 
-def _wrong_verb(message: object, verb: str) -> ConfigurationError:
-    name = name_of(message if isinstance(message, type) else type(message))
+def _refuse_unless(kind: type, message: object, verb: str) -> None:
+    """Raise `ConfigurationError` if `verb` is not for this message, and say which is."""
+    if isinstance(message, kind):
+        return
     if isinstance(message, type):
-        return ConfigurationError(f"{verb}() takes a message, not its class: {name}(...)")
-    for kind, right in ((Request, "send"), (Event, "emit"), (StreamQuery, "stream")):
-        if isinstance(message, kind):
-            return ConfigurationError(f"{name} is a {kind.__name__}: mediator.{right}() takes it, not {verb}()")
-    return ConfigurationError(
+        raise ConfigurationError(f"{verb}() takes a message, not its class: {name_of(message)}(...)")
+    name = name_of(type(message))
+    for other, right in ((Request, "send"), (Event, "emit"), (StreamQuery, "stream")):
+        if isinstance(message, other):
+            raise ConfigurationError(f"{name} is a {other.__name__}: mediator.{right}() takes it, not {verb}()")
+    raise ConfigurationError(
         f"{name} is no message: derive it from Command[R], Query[R], StreamQuery[T], DomainEvent or IntegrationEvent"
     )

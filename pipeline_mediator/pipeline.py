@@ -7,7 +7,7 @@ what a message really walks through.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias, cast, overload
@@ -165,17 +165,12 @@ class Chain:
     links: tuple[Link, ...]
     call: Next
     """The folded chain."""
-    direct: Callable[[Any], Awaitable[Any]] | None
+    direct: Callable[[Any], Coroutine[Any, Any, Any]] | None
     """The handler alone, where nothing in the chain needs a context."""
-    needs_scope: bool
-    """Whether its terminal resolves something."""
     unit_of_work: object
     """What its transaction begins; None without one."""
-
-    @property
-    def begins_unit(self) -> bool:
-        """Whether an attempt begins at once, with the task it runs in, because something in the chain needs one."""
-        return self.needs_scope or self.unit_of_work is not None
+    begins_unit: bool
+    """Whether an attempt begins at once, in the task that walks, because something in the chain needs one."""
 
     def has(self, role: str) -> bool:
         """Whether a middleware of this role stands in it."""
@@ -212,13 +207,14 @@ def compile_chain(
         raise OrderError(violations)
     terminal = links[-1].middleware
     transactions = [link for link in links if link.role == "transaction"]
+    unit_of_work = getattr(transactions[0].source, "unit_of_work", None) if transactions else None
     return Chain(
         route=route,
         links=tuple(links),
         call=_fold(_with_attempt(links, attempt)),
         direct=getattr(terminal, "direct", None) if len(links) == 1 else None,
-        needs_scope=getattr(terminal, "needs_scope", False),
-        unit_of_work=getattr(transactions[0].source, "unit_of_work", None) if transactions else None,
+        unit_of_work=unit_of_work,
+        begins_unit=unit_of_work is not None or getattr(terminal, "needs_scope", False),
     )
 
 

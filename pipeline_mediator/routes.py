@@ -1,0 +1,120 @@
+"""Which chains a message walks: found by its type, compiled once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline_mediator.context import Route
+from pipeline_mediator.errors import HandlerNotFoundError
+from pipeline_mediator.events import DomainEvent, ECSTEvent, Event, IntegrationEvent, NotificationEvent
+from pipeline_mediator.pipeline import Chain, compile_chain, destination_of
+from pipeline_mediator.requests import Command, Query, Request, StreamQuery
+from pipeline_mediator.unit import attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline_mediator.context import Kind
+    from pipeline_mediator.events import EventMap
+    from pipeline_mediator.pipeline import Middleware
+    from pipeline_mediator.requests import RequestMap
+
+__all__ = ["Routes"]
+
+_KINDS = frozenset(
+    {Event, DomainEvent, IntegrationEvent, NotificationEvent, ECSTEvent, Request, Command, Query, StreamQuery}
+)
+"""The bases: handlers and destinations may name them, but no message is of exactly such a type."""
+
+
+class Routes:
+    """The chains of one mediator.
+
+    A request has one chain. An event that is emitted has one to its local handlers, one to its destination, or both; a
+    message that came back from a broker has one more.
+    """
+
+    def __init__(
+        self,
+        requests: RequestMap,
+        events: EventMap,
+        middlewares: Sequence[Middleware],
+        on_destination: Callable[[type], None],
+    ) -> None:
+        self._requests = requests
+        self._events = events
+        self._middlewares = middlewares
+        self._on_destination = on_destination
+        self._of_request: dict[type, Chain] = {}
+        self._of_event: dict[type, tuple[Chain, ...]] = {}
+
+    def message_types(self) -> list[type]:
+        """Every type that is bound or has a destination of its own, requests first."""
+        mapped = [one for middleware in self._middlewares for one in getattr(middleware, "message_types", ())]
+        return [one for one in dict.fromkeys((*self._requests, *self._events, *mapped)) if one not in _KINDS]
+
+    def destination_for(self, message_type: type) -> str | None:
+        """Where the pipeline publishes messages of this type; None for those that stay in the process."""
+        leaves = _is_any(message_type, Event, Command) and not _is_any(message_type, DomainEvent)
+        if not leaves:
+            return None
+        return destination_of(message_type, self._middlewares)
+
+    def of_request(self, message_type: type) -> Chain:
+        """The chain of a request that is sent. Raises `HandlerNotFoundError`."""
+        chain = self._of_request.get(message_type)
+        if chain is None:
+            kind: Kind = "stream" if _is_any(message_type, StreamQuery) else "request"
+            chain = self._compile(Route(message_type, kind, "local", self.destination_for(message_type)))
+            self._of_request[message_type] = chain
+        return chain
+
+    def of_event(self, event_type: type) -> tuple[Chain, ...]:
+        """The chains of an event that is emitted, local handlers first; `HandlerNotFoundError` if it has none."""
+        chains = self._of_event.get(event_type)
+        if chains is None:
+            chains = self._emission(event_type)
+            if not chains:
+                raise HandlerNotFoundError(
+                    event_type,
+                    "it has neither a handler nor a destination here, so it would be lost. Bind a handler with "
+                    "EventMap.bind, give it a destination in PublishMiddleware, or derive it from DomainEvent if it "
+                    "may go unheard.",
+                )
+            self._of_event[event_type] = chains
+        return chains
+
+    def all_of(self, message_type: type) -> tuple[Chain, ...]:
+        """Every chain that such a message may walk: sent or emitted here, and as it comes back from a broker."""
+        delivered = self._delivered(message_type)
+        if not _is_any(message_type, Event):
+            return (self.of_request(message_type), *delivered)
+        # An event that this process only consumes has no chain of emission; that is no mistake.
+        emitted = self._emission(message_type) if delivered else self.of_event(message_type)
+        return (*emitted, *delivered)
+
+    def _emission(self, event_type: type) -> tuple[Chain, ...]:
+        destination = self.destination_for(event_type)
+        routes: list[Route] = []
+        bound = any(binding.runs("local", destination) for binding in self._events.bindings_for(event_type))
+        if bound or _is_any(event_type, DomainEvent):
+            routes.append(Route(event_type, "event", "local"))
+        if destination is not None:
+            routes.append(Route(event_type, "event", "local", destination))
+        return tuple(self._compile(route) for route in routes)
+
+    def _delivered(self, message_type: type) -> tuple[Chain, ...]:
+        if _is_any(message_type, IntegrationEvent):
+            comes = any(binding.runs("broker", None) for binding in self._events.bindings_for(message_type))
+            return (self._compile(Route(message_type, "event", "broker")),) if comes else ()
+        comes = message_type in self._requests and self.destination_for(message_type) is not None
+        return (self._compile(Route(message_type, "request", "broker")),) if comes else ()
+
+    def _compile(self, route: Route) -> Chain:
+        if route.destination is not None:
+            self._on_destination(route.message_type)
+        return compile_chain(route, self._middlewares, attempt)
+
+
+def _is_any(message_type: type, *kinds: type) -> bool:
+    return issubclass(message_type, kinds)
