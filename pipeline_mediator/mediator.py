@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pipeline_mediator.concurrency import current_task
 from pipeline_mediator.container import PlainContainer
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from pipeline_mediator.unit import QueuedEvent
 
     Enter = Callable[[Any], Coroutine[Any, Any, Any]]
+
+    class Walk(Protocol):
+        """Walks one chain, with a context that was made for the message, or with one of its own."""
+
+        def __call__(self, message: object, context: Context | None = None, /) -> Coroutine[Any, Any, Any]: ...
+
 
 __all__ = ["Mediator", "Stream"]
 
@@ -179,7 +185,7 @@ class Mediator:
         self.prepare()
         chain = self.routes.of_request(type(query))
         context = self._root(chain, query, _Given(headers), AMBIENT.get())
-        return Stream(context, partial(self._walk, chain, query))
+        return Stream(context, partial(self._walker(chain), query))
 
     async def __aenter__(self) -> Self:
         if self._open is not None:
@@ -273,33 +279,40 @@ class Mediator:
 
     def _way_into(self, chain: Chain) -> Enter:
         """The handler itself where nothing in the chain needs a context, else the walk."""
-        return partial(self._walk, chain) if chain.direct is None else chain.direct
+        return self._walker(chain) if chain.direct is None else chain.direct
 
     # -- walking -------------------------------------------------------------------------------------------------------
 
-    async def _walk(self, chain: Chain, message: object, context: Context | None = None) -> Any:
-        """Walk a chain as a message of its own; what nobody in the chain has ended ends here.
+    def _walker(self, chain: Chain) -> Walk:
+        """A function that walks this chain as a message of its own; what nobody in it has ended ends there.
 
-        Without a context, one is made, unless another message is at work.
+        Given no context it makes one, unless another message is at work. A closure, because every name that it need not
+        look up for a message counts.
         """
-        if context is None:
-            if AMBIENT.get() is not None:
-                return await self._enter(chain, message, _NOTHING)
-            context = Context(message, chain.route, self)
-        if chain.begins_unit and context.begun_unit is None:
-            context.begun_unit = Unit(context, current_task())
-        token = AMBIENT.set(context)
-        try:
-            result = await chain.call(context)
-            if context.begun_unit is not None:
-                await context.begun_unit.end()
-        except BaseException as error:
-            if context.begun_unit is not None:
-                await context.begun_unit.abandon(error)
-            raise
-        finally:
-            AMBIENT.reset(token)
-        return result
+        route, call, begins_unit = chain.route, chain.call, chain.begins_unit
+        get_ambient, set_ambient, reset_ambient = AMBIENT.get, AMBIENT.set, AMBIENT.reset
+
+        async def walk(message: object, context: Context | None = None) -> Any:
+            if context is None:
+                if get_ambient() is not None:
+                    return await self._enter(chain, message, _NOTHING)
+                context = Context(message, route, self)
+            if begins_unit and context.begun_unit is None:
+                context.begun_unit = Unit(context, current_task())
+            token = set_ambient(context)
+            try:
+                result = await call(context)
+                if context.begun_unit is not None:
+                    await context.begun_unit.end()
+            except BaseException as error:
+                if context.begun_unit is not None:
+                    await context.begun_unit.abandon(error)
+                raise
+            finally:
+                reset_ambient(token)
+            return result
+
+        return walk
 
     async def _enter(self, chain: Chain, message: object, given: _Given) -> Any:
         """Join the message that is at work, or walk the chain as a message of its own, caused by that one.
@@ -319,7 +332,7 @@ class Mediator:
             and unit.task is current_task()
         ):
             return await self._join(chain, message, ambient, given)
-        return await self._walk(chain, message, self._root(chain, message, given, ambient))
+        return await self._walker(chain)(message, self._root(chain, message, given, ambient))
 
     def _root(self, chain: Chain, message: object, given: _Given, cause: Context | None) -> Context:
         """A context for a message of its own; only the ids are kept of its cause, so that no chain of tasks grows."""
@@ -343,7 +356,7 @@ class Mediator:
         context.begun_unit = Unit(context, current_task())
         context.unit.begin(transaction, chain.unit_of_work)
         context.unit.external = True
-        return await self._walk(chain, message, context)
+        return await self._walker(chain)(message, context)
 
     async def join(self, message: object, parent: Context) -> Any:
         """Send a request inside the attempt of `parent`; what `context.send` calls."""
@@ -358,7 +371,7 @@ class Mediator:
     async def walk_put_off(self, put_off: PutOff) -> None:
         """Walk a message that waited for the commit, as a message of its own."""
         context = self._root(put_off.chain, put_off.message, _Given(key=put_off.key), put_off.context)
-        await self._walk(put_off.chain, put_off.message, context)
+        await self._walker(put_off.chain)(put_off.message, context)
 
     async def _join(self, chain: Chain, message: object, parent: Context, given: _Given) -> Any:
         unit = parent.unit
@@ -371,7 +384,7 @@ class Mediator:
         if chain.publishes and unit.resource is not None:
             return self._put_off(chain, message, parent, given)
         if chain.publishes or chain.unit_of_work not in {None, unit.unit_of_work}:
-            return await self._walk(chain, message, self._root(chain, message, given, parent))
+            return await self._walker(chain)(message, self._root(chain, message, given, parent))
         context = Context(message, chain.route, self, parent)
         if given is not _NOTHING:
             context.identify(correlation_id=given.correlation_id, key=given.key)
