@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, MutableSequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pipeline_mediator.concurrency import finish
@@ -16,12 +17,15 @@ from pipeline_mediator.unit import CLOSE_SECONDS, attempt
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import anyio
+
     from pipeline_mediator.container import Container
     from pipeline_mediator.context import Route
     from pipeline_mediator.events import Binding, EventMap, FanOut
     from pipeline_mediator.handlers import Handler
     from pipeline_mediator.pipeline import Chain, Next, Rule
     from pipeline_mediator.requests import RequestMap
+    from pipeline_mediator.unit import Unit
 
 __all__ = ["HandleMiddleware"]
 
@@ -50,6 +54,7 @@ class HandleMiddleware:
         self._events = event_map
         self._container = container
         self._destination_for = destination_for
+        self._turns = _Turns()
 
     def for_route(self, route: Route) -> LocalHandlers | None:
         """The handlers of this route; None where the message goes to a broker instead."""
@@ -60,7 +65,7 @@ class HandleMiddleware:
         handler = self._requests.get(route.message_type)
         if handler is None:
             raise _no_handler(route.message_type, self._requests)
-        call = _Call(handler, self._container)
+        call = _Call(handler, self._container, self._turns)
         if route.kind == "stream":
             return LocalHandlers([handler], call.stream, None, needs_scope=call.needs_scope)
         return LocalHandlers([handler], call.terminal, call.direct, needs_scope=call.needs_scope)
@@ -69,7 +74,7 @@ class HandleMiddleware:
         destination = self._destination_for(route.message_type)
         bound = self._events.bindings_for(route.message_type)
         bindings = [one for one in bound if one.runs(route.origin, destination)]
-        groups = [_Group(binding, self._container) for binding in bindings]
+        groups = [_Group(binding, self._container, self._turns) for binding in bindings]
         handlers = [handler for binding in bindings for handler in binding.handlers]
         needs_scope = any(group.needs_scope for group in groups)
         rules = tuple(rule for group in groups for rule in group.rules)
@@ -133,8 +138,9 @@ class LocalHandlers:
 class _Call:
     """One handler, made ready: the cheapest way to get it and to call it."""
 
-    def __init__(self, handler: Handler, container: Container) -> None:
+    def __init__(self, handler: Handler, container: Container, turns: _Turns) -> None:
         self._handler = handler
+        self._turns = turns
         self._factory: Callable[[], Any] | None = None
         if handler.form == "class":
             factory_of = getattr(container, "factory", None)
@@ -179,12 +185,14 @@ class _Call:
 
         async def resolve(context: Context) -> Any:
             call, made = await self._get(context)
-            result = await _in_thread(call) if not handler.is_async else await call()
             if handler.collects_events:
-                _queue_events(made, context)
-            return result
+                return await self._turns.collect(made, context, lambda: self._run(call))
+            return await self._run(call)
 
         return resolve
+
+    async def _run(self, call: Callable[[], Any]) -> Any:
+        return await call() if self._handler.is_async else await _in_thread(call)
 
     async def _get(self, context: Context) -> tuple[Callable[[], Any], Any]:
         """The handler with its message and its further arguments, ready to call; and the object it is a method of."""
@@ -217,30 +225,21 @@ class _Call:
 
     async def stream(self, context: Context) -> None:
         """Hand every item over to who iterates; the generator is closed before the chain goes on."""
-        sink = context.sink
-        call, _ = await self._get(context)
-        items = call()
-        if inspect.isawaitable(items):
-            items = await items
-        try:
-            async for item in items:
-                context.unit.handed_over = True
-                await sink(item)
-        finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await finish(close(), seconds=CLOSE_SECONDS)
+        call, made = await self._get(context)
+        if self._handler.collects_events:
+            await self._turns.collect(made, context, lambda: _hand_over(call(), context))
+        else:
+            await _hand_over(call(), context)
 
 
 class _Group:
     """The handlers of one `EventMap.bind`, and how they run."""
 
-    def __init__(self, binding: Binding, container: Container) -> None:
+    def __init__(self, binding: Binding, container: Container, turns: _Turns) -> None:
         self.fan_out: FanOut = binding.fan_out
         self._event_type = binding.event_type
-        self._calls = [_Call(handler, container) for handler in binding.handlers]
+        self._calls = [_Call(handler, container, turns) for handler in binding.handlers]
         self._own_scopes = binding.scope_per_handler
-        self._container = container
         self.needs_scope = not self._own_scopes and any(call.needs_scope for call in self._calls)
         self.rules: tuple[Rule, ...] = ()
         if self.fan_out == "concurrent" and not self._own_scopes:
@@ -325,17 +324,67 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
     """Never abandoned: a thread cannot be stopped, and what it does must not outlive its transaction."""
     import anyio.to_thread
 
-    result = await anyio.to_thread.run_sync(call)
+    # In a list, because trio takes no coroutine for an answer: a decorated async function may look like a plain one.
+    (result,) = await finish(anyio.to_thread.run_sync(lambda: [call()]), seconds=math.inf)
     return await result if inspect.isawaitable(result) else result
 
 
-def _queue_events(handler: Any, context: Context) -> None:
-    """Queue what the handler collected, first in first out, and empty it: an object may live longer than a message."""
+async def _hand_over(items: Any, context: Context) -> None:
+    import anyio
+
+    sink, unit = context.sink, context.unit
+    if inspect.isawaitable(items):
+        items = await items
+    try:
+        async for item in items:
+            unit.handed_over = True
+            await sink(item)
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            # In this very task: what the generator holds open (a task group, a context variable) was opened in it.
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await close()
+
+
+class _Turns:
+    """Lets handlers that collect events in a property (Diator's way of emitting) work for one attempt at a time.
+
+    One that lives longer than a message would mix the events of concurrent messages, and emit those of a failed one.
+    """
+
+    def __init__(self) -> None:
+        self._at_work: dict[int, tuple[Unit, anyio.Event]] = {}
+
+    async def collect(self, handler: Any, context: Context, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do the work of this handler, then queue what it collected, first in first out."""
+        import anyio
+
+        unit, left = context.unit, anyio.Event()
+        while (at_work := self._at_work.get(id(handler))) is not None and at_work[0] is not unit:
+            await at_work[1].wait()
+        joined = at_work is not None
+        if not joined:
+            self._at_work[id(handler)] = unit, left
+        try:
+            result = await work()
+            for event in _take_events(handler):
+                context.emit(event)
+        finally:
+            _take_events(handler)
+            if not joined:
+                del self._at_work[id(handler)]
+                left.set()
+        return result
+
+
+def _take_events(handler: Any) -> list[Any]:
+    """What the handler collected; it is emptied, because an object may live longer than a message."""
     events = handler.events
-    for event in list(events):
-        context.emit(event)
-    if isinstance(events, list):
+    taken = list(events)
+    if isinstance(events, MutableSequence):
         events.clear()
+    return taken
 
 
 def _no_handler(message_type: type, requests: RequestMap) -> HandlerNotFoundError:

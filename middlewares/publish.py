@@ -126,6 +126,7 @@ class _Publish:
             key=facts.key,
             headers=encoded.headers,
         )
+        context.note("publish", system=self._broker.features.system)
         (refusal,) = await self._broker.publish((outgoing,))
         if refusal is not None:
             raise refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pipeline_mediator.errors import (
@@ -15,6 +16,8 @@ from pipeline_mediator.errors import (
 from pipeline_mediator.pipeline import Outside
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from tenacity import RetryCallState
     from tenacity.retry import retry_base
     from tenacity.stop import stop_base
@@ -124,16 +127,12 @@ class RetryMiddleware:
             return isinstance(error, self._on)
         if self._retry is None:
             return True
-        state.set_exception((type(error), error, error.__traceback__))
-        try:
+        with _outcome(state, error):
             return bool(self._retry(state))
-        finally:
-            state.outcome = None
 
     def must_stop(self, state: RetryCallState) -> bool:
         """Whether this was the last attempt."""
         if self._stop is not None:
-            state.outcome_timestamp = time.monotonic()
             return bool(self._stop(state))
         return self._attempts is not None and state.attempt_number >= self._attempts
 
@@ -164,15 +163,36 @@ class _Tries:
 
     def wait_after(self, error: Exception, context: Context) -> float | None:
         """Seconds to wait before the next attempt; None if there is none, and the error is to be raised."""
-        state, unit = self._state, context.unit
-        if unit.committed or unit.handed_over or not self._policy.may_retry(error, state):
+        policy, state, unit = self._policy, self._state, context.unit
+        if unit.committed or unit.handed_over or not policy.may_retry(error, state):
             return None
-        if self._policy.must_stop(state):
+        # Wait before stop, as tenacity does: stop_before_delay looks at the wait.
+        with _outcome(state, _only_leaf(error)):
+            state.upcoming_sleep = policy.wait_before_next(state)
+            stop = policy.must_stop(state)
+        if stop:
             if state.attempt_number > 1:
                 error.add_note(f"{type(context.message).__name__} failed in each of {state.attempt_number} attempts")
             return None
-        wait = self._policy.wait_before_next(state)
+        wait = state.upcoming_sleep
         state.idle_for += wait
         state.prepare_for_next_attempt()
         context.note("retry", attempt=state.attempt_number, error=type(error).__name__, wait=wait)
         return wait
+
+
+@contextmanager
+def _outcome(state: RetryCallState, error: BaseException) -> Generator[None]:
+    """Let tenacity's strategies see the error; no longer, because what keeps an exception keeps its contexts."""
+    state.set_exception((type(error), error, error.__traceback__))
+    try:
+        yield
+    finally:
+        state.outcome = None
+
+
+def _only_leaf(error: BaseException) -> BaseException:
+    """What a group of one holds, for strategies that look at the error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -77,8 +77,7 @@ class _Timeout:
     async def __call__(self, context: Context, call_next: Next) -> Any:
         import anyio
 
-        with anyio.move_on_after(self._seconds) as limit:
+        with anyio.move_on_after(self._seconds):
             return await call_next(context)
-        # Only reached when the limit cut the attempt off.
         context.note("timeout", seconds=self._seconds)
-        raise TimeoutError(f"{self._name} took longer than {limit and self._seconds:g} s")
+        raise TimeoutError(f"{self._name} took longer than {self.summary}")

@@ -9,16 +9,21 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from pipeline_mediator.concurrency import finish
-from pipeline_mediator.errors import CommitOutcomeUnknownError, CommittedButNotPublishedError, ConfigurationError
+from pipeline_mediator.errors import (
+    CommitOutcomeUnknownError,
+    CommittedButNotPublishedError,
+    ConfigurationError,
+    name_of,
+)
 from pipeline_mediator.pipeline import Once
-from pipeline_mediator.unit import attempt
+from pipeline_mediator.unit import CLOSE_SECONDS, attempt
 from pipeline_mediator.unit_of_work import check_engine_of, control_of, yielded_by
 
 if TYPE_CHECKING:
     from pipeline_mediator.context import Context
     from pipeline_mediator.events import Event
     from pipeline_mediator.pipeline import Next
-    from pipeline_mediator.unit import Unit
+    from pipeline_mediator.unit import PutOff
     from pipeline_mediator.unit_of_work import TransactionControl
 
 __all__ = ["TransactionMiddleware", "UnitOfWork"]
@@ -72,19 +77,19 @@ class TransactionMiddleware:
         yields: type | None = None,
         seconds: float = 30.0,
     ) -> None:
-        if not callable(unit_of_work):
-            raise ConfigurationError(
-                f"TransactionMiddleware takes a callable that gives an async context manager, such as sessions.begin, "
-                f"not {type(unit_of_work).__name__}"
-            )
-        check_engine_of(unit_of_work)
+        if nested not in {"join", "savepoint"}:
+            raise ConfigurationError(f'TransactionMiddleware(nested={nested!r}): it is "join" or "savepoint"')
+        if on_publish_error not in {"log", "raise"}:
+            raise ConfigurationError(f'TransactionMiddleware(on_publish_error={on_publish_error!r}): it is "log" or "raise"')
+        if not seconds > 0:
+            raise ConfigurationError(f"TransactionMiddleware(seconds={seconds!r}): it must be above 0")
+        self._begin = _taking_context(unit_of_work)
+        self._engine_is_safe = check_engine_of(unit_of_work)
         self.unit_of_work = unit_of_work
-        self._begin: Callable[[Context], AbstractAsyncContextManager[Any]] = _taking_context(unit_of_work)
         self._savepoints = nested == "savepoint"
         self._raise_publish_error = on_publish_error == "raise"
         self._on_lost_event = on_lost_event
         self._seconds = seconds
-        self._checked = False
         yielded = yields or yielded_by(unit_of_work)
         self.seeds: tuple[type, ...] = () if yielded is None else (yielded,)
 
@@ -100,34 +105,28 @@ class TransactionMiddleware:
             return await call_next(context)
         unit = context.unit
         if unit.external:
+            if self._savepoints:
+                unit.savepoint = _savepoint_of(unit.resource, control_of(unit.resource))
             return await attempt(context, call_next)
         manager = self._begin(context)
         resource = await manager.__aenter__()
-        running = _Running(context, unit, manager, control_of(resource), self._seconds)
+        running = _Running(context, manager, control_of(resource), self._seconds)
         try:
-            self._check_once(resource)
+            if not self._engine_is_safe:
+                check_engine_of(resource)
             running.begin(resource, self.unit_of_work, savepoints=self._savepoints)
             result = await call_next(context)
             await unit.walk_events()
             unit.refuse_if_doomed()
+            await running.flush()
         except BaseException as error:
-            await finish(running.roll_back(error), seconds=3 * self._seconds)
+            await finish(running.roll_back(error), seconds=running.bound)
             raise
-        lost = await finish(self._complete(running), seconds=3 * self._seconds)
+        # One step, so that a cancellation cannot come between the commit and what belongs to it.
+        lost = await finish(running.complete(self._report_lost), seconds=running.bound)
         if lost and self._raise_publish_error:
             raise CommittedButNotPublishedError(result, lost)
         return result
-
-    def _check_once(self, resource: object) -> None:
-        """For a unit of work whose engine shows only in what it yields."""
-        if not self._checked:
-            check_engine_of(resource)
-            self._checked = True
-
-    async def _complete(self, running: _Running) -> list[Event]:
-        """Commit and do what comes after it, in one step that a cancellation cannot cut in two."""
-        await running.commit()
-        return await running.after_commit(self._report_lost)
 
     async def _report_lost(self, event: Event, error: Exception) -> None:
         logger.error(
@@ -150,110 +149,162 @@ class _Running:
     def __init__(
         self,
         context: Context,
-        unit: Unit,
         manager: AbstractAsyncContextManager[Any],
         control: TransactionControl | None,
         seconds: float,
     ) -> None:
         self._context = context
-        self._unit = unit
+        self._unit = context.unit
         self._manager = manager
         self._control = control
         self._seconds = seconds
+        self._left = False
+        self.bound = CLOSE_SECONDS + 6 * seconds
+        """Seconds after which an end that ignores its own limits is given up: more than all of them together."""
 
     def begin(self, resource: Any, unit_of_work: object, *, savepoints: bool) -> None:
-        savepoint = None
         if self._control is not None:
-            self._control.on_commit(self._unit.mark_committed)
-            savepoint = self._control.savepoint
-        if savepoints and savepoint is None:
-            raise ConfigurationError(
-                f'nested="savepoint" needs a session or connection of SQLAlchemy; {type(resource).__name__} has no '
-                "savepoints that this library knows"
-            )
-        self._unit.begin(resource, unit_of_work, savepoint if savepoints else None)
+            self._control.watch_commit()
+        savepoint = _savepoint_of(resource, self._control) if savepoints else None
+        self._unit.begin(resource, unit_of_work, savepoint)
+
+    async def flush(self) -> None:
+        """Write what is still in memory while a timeout or a cancellation may still interrupt it."""
+        if self._control is not None:
+            await self._control.flush()
 
     async def roll_back(self, error: BaseException) -> None:
         """Give everything back; what this raises itself is logged, because `error` is what happened first."""
-        import anyio
-
+        if self._control is not None and self._control.committed:
+            self._unit.mark_committed()
         await self._unit.abandon(error)
-        with anyio.move_on_after(self._seconds) as bound:
-            await self._leave(error)
-        if bound.cancelled_caught:
-            logger.error("rolling back %s took longer than %g s", type(self._context.message).__name__, self._seconds)
+        await self._leave(error)
 
-    async def commit(self) -> None:
-        """Commit; on return the work is final. An error rolls back and is raised."""
-        try:
-            if self._control is None:
-                await self._manager.__aexit__(None, None, None)
-            else:
-                await self._control.flush()
-                await self._send_commit(self._control)
-        except BaseException as error:
-            await self._unit.abandon(error)
-            if self._control is not None:
-                await self._leave(error)
-            raise
-        self._unit.mark_committed()
-        self._unit.mark_ended()
+    async def complete(self, report_lost: Callable[[Event, Exception], Awaitable[None]]) -> list[Event]:
+        """Commit and do what comes after it; only the commit raises. Gives the events that were lost."""
+        await self._commit()
+        await self._unit.close_scope(None)
+        await self._leave(None)
+        lost = await self._publish(report_lost)
+        await self._call_hooks()
+        self._unit.release()
+        return lost
 
-    async def _send_commit(self, control: TransactionControl) -> None:
+    async def _commit(self) -> None:
+        """On return the work is final. An error rolls back and is raised."""
         import anyio
 
         try:
             with anyio.fail_after(self._seconds):
-                await control.commit()
-        except Exception as error:
-            if isinstance(error, TimeoutError) or control.outcome_unknown(error):
+                if self._control is None:
+                    self._left = True
+                    await self._manager.__aexit__(None, None, None)
+                else:
+                    await self._control.commit()
+        except BaseException as error:
+            await self.roll_back(error)
+            if self._no_answer(error):
                 raise CommitOutcomeUnknownError(type(self._context.message)) from error
             raise
+        self._unit.mark_committed()
+        self._unit.mark_ended()
 
-    async def after_commit(self, report_lost: Callable[[Event, Exception], Awaitable[None]]) -> list[Event]:
-        """Close the scope and the transaction, then publish what waited and call the hooks. Nothing here raises."""
+    def _no_answer(self, error: BaseException) -> bool:
+        if isinstance(error, TimeoutError):
+            return True
+        return self._control is not None and self._control.outcome_unknown(error)
+
+    async def _publish(self, report_lost: Callable[[Event, Exception], Awaitable[None]]) -> list[Event]:
+        """Walk the messages that waited for the commit."""
         import anyio
 
-        unit = self._unit
-        await unit.close_scope(None)
-        if self._control is not None:
-            await self._leave(None)
+        deadline = anyio.current_time() + self._seconds
         lost: list[Event] = []
-        with anyio.move_on_after(self._seconds):
-            while unit.put_off:
-                put_off = unit.put_off[0]
-                try:
-                    await put_off.context.mediator.walk_put_off(put_off)
-                except Exception as error:
-                    lost.append(put_off.message)
-                    self._context.note("lost", event=type(put_off.message).__name__, error=type(error).__name__)
+        for put_off in self._unit.put_off:
+            error = await self._walk_put_off(put_off, deadline)
+            if error is not None:
+                lost.append(put_off.message)
+                self._context.note("lost", event=type(put_off.message).__name__, error=type(error).__name__)
+                with anyio.CancelScope(deadline=deadline + self._seconds):
                     await report_lost(put_off.message, error)
-                unit.put_off.pop(0)
-            await unit.call_hooks()
-        for put_off in unit.put_off:
-            lost.append(put_off.message)
-            await report_lost(put_off.message, TimeoutError(f"not published within {self._seconds:g} s"))
-        unit.release()
         return lost
 
+    async def _walk_put_off(self, put_off: PutOff, deadline: float) -> Exception | None:
+        import anyio
+
+        with anyio.CancelScope(deadline=deadline):
+            try:
+                await put_off.context.mediator.walk_put_off(put_off)
+            except Exception as error:
+                return error
+            return None
+        return TimeoutError(f"not published within {self._seconds:g} s after the commit")
+
+    async def _call_hooks(self) -> None:
+        import anyio
+
+        with anyio.move_on_after(self._seconds):
+            await self._unit.call_hooks()
+        if self._unit.hooks:
+            logger.error(
+                "%d after-commit hooks of %s had not ended after %g s and were given up",
+                len(self._unit.hooks),
+                type(self._context.message).__name__,
+                self._seconds,
+            )
+            self._context.note("after-commit hooks given up", hooks=len(self._unit.hooks))
+
     async def _leave(self, error: BaseException | None) -> None:
-        """Leave the context manager of a transaction whose outcome is decided."""
+        """Leave the context manager of a transaction whose outcome is decided; what that raises is logged."""
+        import anyio
+
+        if self._left:
+            return
+        self._left = True
         try:
-            if error is None:
-                await self._manager.__aexit__(None, None, None)
-            else:
-                await self._manager.__aexit__(type(error), error, error.__traceback__)
+            with anyio.fail_after(self._seconds):
+                if error is None:
+                    await self._manager.__aexit__(None, None, None)
+                else:
+                    await self._manager.__aexit__(type(error), error, error.__traceback__)
         except Exception as failure:
             if failure is not error:
                 logger.exception("closing the transaction of %s failed", type(self._context.message).__name__)
                 self._context.note("closing the transaction failed", error=type(failure).__name__)
 
 
-def _taking_context(unit_of_work: Callable[..., Any]) -> Callable[[Any], Any]:
+def _savepoint_of(
+    resource: object, control: TransactionControl | None
+) -> Callable[[], AbstractAsyncContextManager[Any]]:
+    if control is None:
+        raise ConfigurationError(
+            f'nested="savepoint" needs a session or connection of SQLAlchemy; {type(resource).__name__} has no savepoints '
+            "that this library knows"
+        )
+    return control.savepoint
+
+
+def _taking_context(unit_of_work: UnitOfWork) -> Callable[[Context], AbstractAsyncContextManager[Any]]:
     """The unit of work as a function of the context, whether it wants one or not."""
+    function: Callable[..., Any] = unit_of_work
+    if not callable(unit_of_work):
+        raise ConfigurationError(
+            "TransactionMiddleware takes a callable that gives an async context manager, such as sessions.begin, not "
+            f"{name_of(unit_of_work)}"
+        )
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"{name_of(function)} gives no async context manager: decorate it with contextlib.asynccontextmanager, and "
+            "let it yield the session once"
+        )
     try:
-        parameters = list(inspect.signature(unit_of_work).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         parameters = []
-    wants = [p for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
-    return unit_of_work if wants else lambda _context: unit_of_work()
+    wanted = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+    if len(wanted) > 1 or any(p.kind is p.KEYWORD_ONLY for p in wanted):
+        raise ConfigurationError(
+            f"{name_of(function)} asks for {', '.join(p.name for p in wanted)}; a unit of work is called with the context, "
+            "or with nothing"
+        )
+    return function if wanted else lambda _context: function()

@@ -18,17 +18,16 @@ _GRACE = 1.0
 
 
 def current_task() -> object:
-    """The running task, by identity; asyncio's or trio's."""
+    """The running task, by identity, asyncio's or trio's; None outside of one."""
     try:
-        task = asyncio.current_task()
+        return asyncio.current_task()
     except RuntimeError:
-        task = None
-    return task if task is not None else _trio_task()
-
-
-def _trio_task() -> object:
+        pass
     trio: Any = sys.modules.get("trio")
-    return None if trio is None else trio.lowlevel.current_task()
+    try:
+        return None if trio is None else trio.lowlevel.current_task()
+    except RuntimeError:
+        return None
 
 
 async def finish(step: Coroutine[Any, Any, T], *, seconds: float) -> T:
@@ -42,42 +41,59 @@ async def finish(step: Coroutine[Any, Any, T], *, seconds: float) -> T:
     What the step learns must be kept by the step itself: when a cancellation is raised afterwards, its result is gone.
     Raises `TimeoutError` if the step takes longer than `seconds`; the step is cancelled then.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        import anyio
-
-        with anyio.fail_after(seconds, shield=True):
-            return await step
-    return await _finish_in_task(step, seconds)
-
-
-async def _finish_in_task(step: Coroutine[Any, Any, T], seconds: float) -> T:
     import anyio
 
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(step)
-    deadline = loop.time() + seconds
-    cancelled = False
-    with anyio.CancelScope(shield=True):
-        while not task.done() and (left := deadline - loop.time()) > 0:
-            try:
-                await asyncio.wait((task,), timeout=left)
-            except asyncio.CancelledError:
-                cancelled = True
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,), timeout=_GRACE)
+    loop = _asyncio_loop()
+    if loop is not None:
+        return await _finish_task(loop.create_task(step), seconds)
+    with anyio.move_on_after(seconds, shield=True):
+        return await step
+    raise _late(seconds)
+
+
+def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        if cancelled:
-            raise asyncio.CancelledError from (_error_of(task))
-        if not task.done() or task.cancelled():
-            raise TimeoutError(f"not finished within {seconds:g} s")
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def _finish_task(task: asyncio.Task[T], seconds: float) -> T:
+    import anyio
+
+    try:
+        with anyio.CancelScope(shield=True):
+            cancellation = await _wait(task, seconds)
+            late = not task.done()
+            if late:
+                task.cancel()
+                cancellation = await _wait(task, _GRACE) or cancellation
+        if cancellation is not None:
+            raise asyncio.CancelledError(*cancellation) from _error_of(task)
+        if late and (not task.done() or task.cancelled()):
+            raise _late(seconds)
         return task.result()
     finally:
         # The task holds the error, the error its traceback, the traceback this frame: without this a cycle.
         del task
 
 
+async def _wait(task: asyncio.Task[Any], seconds: float) -> tuple[object, ...] | None:
+    """Wait for the task whatever happens to this one; what a cancellation that came meanwhile had to say, or None."""
+    cancellation = None
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not task.done() and (left := deadline - loop.time()) > 0:
+        try:
+            await asyncio.wait((task,), timeout=left)
+        except asyncio.CancelledError as error:
+            cancellation = error.args
+    return cancellation
+
+
 def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
     return task.exception() if task.done() and not task.cancelled() else None
+
+
+def _late(seconds: float) -> TimeoutError:
+    return TimeoutError(f"not finished within {seconds:g} s")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.requests import Request
 
-__all__ = ["AMBIENT", "Context", "Kind", "Origin", "Route", "Snapshot", "new_message_id"]
+__all__ = ["AMBIENT", "Context", "Given", "Kind", "Origin", "Route", "Snapshot", "new_message_id"]
 
 R = TypeVar("R")
 
@@ -42,6 +42,14 @@ class Route:
         origin = "" if self.origin == "local" else f" from {self.origin}"
         destination = "" if self.destination is None else f" to {self.destination}"
         return f"{self.message_type.__name__} ({self.kind}{origin}{destination})"
+
+
+class Given(NamedTuple):
+    """What the caller says about a message, beside the message itself."""
+
+    headers: Mapping[str, str] | None = None
+    correlation_id: str | None = None
+    key: str | None = None
 
 
 class _Facts:

@@ -18,6 +18,8 @@ __all__ = ["describe"]
 
 def describe(mediator: Mediator, message_type: type | None, form: Literal["text", "json", "mermaid"]) -> str:
     """Render the chains of one message type, or of every type that is bound or has a destination."""
+    if message_type is not None and not isinstance(message_type, type):
+        raise ConfigurationError(f"describe() takes a message type, not a message: {type(message_type).__name__}")
     types = mediator.routes.message_types() if message_type is None else [message_type]
     chains = [chain for one in types for chain in mediator.routes.all_of(one)]
     if form == "text":
@@ -55,13 +57,17 @@ def _mermaid(chains: Iterable[Chain]) -> str:
         lines.append(f'  subgraph c{number}["{_quoted(str(chain.route))}"]')
         lines.append(f'    n{names[0]}(["{_quoted(chain.route.message_type.__name__)}"])')
         for name, link in zip(names[1:], chain.links, strict=True):
-            text = link.name + (f"<br/>{link.summary}" if link.summary else "")
+            text = "<br/>".join(_quoted(line) for line in (link.name, link.summary) if line)
             left, right = ("[[", "]]") if name == names[-1] else ("[", "]")
-            lines.append(f'    n{name}{left}"{_quoted(text)}"{right}')
+            lines.append(f'    n{name}{left}"{text}"{right}')
         lines.append("    " + " --> ".join(f"n{name}" for name in names))
         lines.append("  end")
     return "\n".join(lines)
 
 
 def _quoted(text: str) -> str:
-    return text.replace('"', "#quot;")
+    """With the characters that Mermaid, or the HTML that it makes, would take for its own; `main.<locals>.f` has some."""
+    return text.translate(_ENTITIES)
+
+
+_ENTITIES = str.maketrans({"#": "#35;", '"': "#quot;", "&": "#amp;", "<": "#lt;", ">": "#gt;"})

@@ -32,7 +32,8 @@ MediatorError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,7 +173,10 @@ class MissingExtraError(ConfigurationError, ImportError):
         self.feature = feature
         self.library = library
         self.extra = extra
-        super().__init__(f'{feature} needs {library}. Install it with: pip install "pipeline-mediator[{extra}]"')
+        super().__init__(feature, library, extra)
+
+    def __str__(self) -> str:
+        return f'{self.feature} needs {self.library}. Install it with: pip install "pipeline-mediator[{self.extra}]"'
 
 
 class HandlerNotFoundError(MediatorError):
@@ -295,9 +299,9 @@ class TransactionDoomedError(TransactionError):
 
     def __str__(self) -> str:
         return (
-            f"the transaction of {self.root_type.__name__} was rolled back: {self.message_type.__name__}, sent from its "
-            f"handler, failed inside it with {self.error}, and what it had written cannot be told apart. Let the error "
-            'pass, or give joined messages a savepoint with TransactionMiddleware(..., nested="savepoint").'
+            f"{self.root_type.__name__} may not commit: {self.message_type.__name__}, sent from its handler, failed inside "
+            f"its transaction with {self.error}, and what it had written cannot be told apart. Let the error pass, or give "
+            'joined messages a savepoint with TransactionMiddleware(..., nested="savepoint").'
         )
 
 
@@ -351,5 +355,9 @@ class BrokerRefusedError(BrokerError, PermanentError):
 
 def name_of(thing: object) -> str:
     """The name by which a person knows this class, function or object."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    if thing is None or get_origin(thing) is not None:
+        return str(thing)
     name = getattr(thing, "__qualname__", None)
     return name if isinstance(name, str) else f"{type(thing).__qualname__} object"

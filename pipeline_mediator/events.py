@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from pipeline_mediator.errors import BindError, FrozenMapError, name_of
@@ -111,8 +112,11 @@ class EventMap:
     Without it: at delivery for an integration event that has a destination, at emission for everything else.
 
     `fan_out`: "sequential" (the first error stops), "collect" (all run, then an ExceptionGroup), or "concurrent" (a task
-    each). Concurrent handlers may not share a transaction; `scope_per_handler=True` gives each a scope of its own,
-    without the transaction's session.
+    each; the first error cancels the others and is raised in an ExceptionGroup). Concurrent handlers may not share a
+    transaction; `scope_per_handler=True` gives each a scope of its own, without the transaction's session.
+
+    Raises `HandlerSignatureError`, `FrozenMapError` once a mediator has compiled the map, and `BindError` for what else
+    cannot be, such as a handler that would run twice for one event.
     """
 
     def __init__(self) -> None:
@@ -137,9 +141,14 @@ class EventMap:
 
     def include(self, *maps: EventMap) -> Self:
         """Take over what other maps bind."""
-        for other in maps:
-            for binding in other._bindings:
-                self._add(binding)
+        before = list(self._bindings)
+        try:
+            for other in maps:
+                for binding in other._bindings:
+                    self._add(binding)
+        except BindError:
+            self._bindings = before
+            raise
         return self
 
     def _bind(
@@ -156,20 +165,27 @@ class EventMap:
             raise BindError(f'at={at!r} for {event.__name__}: it is "emit", "delivery" or left out')
         if fan_out not in {"sequential", "concurrent", "collect"}:
             raise BindError(f'fan_out={fan_out!r} for {event.__name__}: it is "sequential", "concurrent" or "collect"')
+        if at == "delivery" and issubclass(event, DomainEvent):
+            raise BindError(
+                f'at="delivery" for {event.__name__}: a domain event stays in the process, so it is never delivered. '
+                "Leave at= out, or derive it from IntegrationEvent"
+            )
         handlers = tuple(read_handler(target, event, result=UNKNOWN) for target in targets)
         return self._add(Binding(event, handlers, at, fan_out, scope_per_handler))
 
     def _add(self, binding: Binding) -> Self:
         if self._frozen:
             raise FrozenMapError("this EventMap", binding.event_type)
+        earlier: list[tuple[Handler, Binding]] = [(one, other) for other in self._bindings for one in other.handlers]
         for handler in binding.handlers:
-            for other in self._bindings:
-                bound = any(handler.target is one.target for one in other.handlers)
-                if other.event_type is binding.event_type and other.at == binding.at and bound:
+            for one, other in earlier:
+                if _same(one.target, handler.target) and _meet(other, binding):
                     raise BindError(
-                        f"{handler.name} is bound to {binding.event_type.__name__} twice, it would run twice for each "
-                        "event. Remove one of the two binds."
+                        f"{handler.name} is bound twice, to {other.event_type.__name__} and to "
+                        f"{binding.event_type.__name__}: it would run twice for one event. Remove one of the two binds; to "
+                        'run it at emission and at delivery, say at="emit" in one and at="delivery" in the other.'
                     )
+            earlier.append((handler, binding))
         self._bindings.append(binding)
         return self
 
@@ -188,7 +204,18 @@ class EventMap:
         return iter(dict.fromkeys(binding.event_type for binding in self._bindings))
 
     def __len__(self) -> int:
-        return len(self._bindings)
+        return len({binding.event_type for binding in self._bindings})
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two targets are one; a bound method is a new object each time it is asked for."""
+    return one is other or (isinstance(one, MethodType) and one == other)
+
+
+def _meet(one: Binding, other: Binding) -> bool:
+    """Whether there are events that both bindings run for."""
+    related = issubclass(one.event_type, other.event_type) or issubclass(other.event_type, one.event_type)
+    return related and (one.at == other.at or None in (one.at, other.at))
 
 
 class EventEmitter:

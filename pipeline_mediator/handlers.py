@@ -7,8 +7,10 @@ import types
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar, Union
 
+from pipeline_mediator.container.signature import wanted_type
 from pipeline_mediator.context import Context
 from pipeline_mediator.errors import HandlerSignatureError, name_of
 
@@ -18,6 +20,7 @@ UNKNOWN: Any = object()
 """An annotation that is missing, or names something that only a type checker can see."""
 
 _ASYNC_SESSIONS = "sqlalchemy.ext.asyncio"
+_AWAITED = (Awaitable, Coroutine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +70,20 @@ def read_handler(target: Any, message_type: type, *, result: Any, stream: bool =
     if form != "function" and resolved:
         refuse(
             f"handle() takes (message) or (message, context), but it also asks for {', '.join(p.name for p in resolved)}. "
-            "Ask for dependencies in __init__."
+            "Ask for dependencies in __init__; a context is known by its annotation Context, or by the name `context`."
         )
-    is_async = _is_async(function, hints)
     _check_result(function, hints.get("return", UNKNOWN), result, stream=stream, refuse=refuse)
     handler = Handler(
         target=target,
         form=form,
         function=function,
         takes_context=context_parameter is not None,
-        context_keyword=None if context_parameter is None or context_parameter is further[0] and context_parameter.kind is not inspect.Parameter.KEYWORD_ONLY else context_parameter.name,
+        context_keyword=_context_keyword(context_parameter, further),
         parameters=tuple((p.name, _resolvable(p, hints, refuse)) for p in resolved),
-        is_async=is_async or stream,
+        is_async=stream or _is_async(function, hints),
         collects_events=form != "function" and hasattr(target, "events"),
     )
+    _refuse_unnameable(handler, further, refuse)
     if not handler.is_async:
         _refuse_async_sessions(handler, refuse)
     return handler
@@ -148,27 +151,54 @@ def _parameters_of(
     return taken[0], taken[1:]
 
 
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs in the end: the function under `functools.partial`, the `__call__` of a callable object."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else function.__call__
+
+
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations by parameter name; those that cannot be resolved are `UNKNOWN`, the others still count."""
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004 - its hints
-    plain = inspect.unwrap(getattr(call, "func", call))
+    plain = inspect.unwrap(_called(function))
     try:
         return typing.get_type_hints(plain)
-    except (NameError, AttributeError, TypeError):
+    except Exception:  # noqa: BLE001 - one bad annotation must not hide the others
         pass
     hints: dict[str, Any] = {}
     names = {**getattr(plain, "__globals__", {})}
     for name, annotation in getattr(plain, "__annotations__", {}).items():
         try:
             hints[name] = eval(annotation, names) if isinstance(annotation, str) else annotation  # noqa: S307 - own source
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it raises, it is unknown
             hints[name] = UNKNOWN
     return hints
 
 
 def _is_context(parameter: inspect.Parameter, hints: dict[str, Any]) -> bool:
     hint = hints.get(parameter.name, UNKNOWN)
-    return hint is Context or (hint is UNKNOWN and parameter.name == "context")
+    if hint is UNKNOWN or hint is Any:
+        # Often imported for type checkers only.
+        annotation = parameter.annotation if isinstance(parameter.annotation, str) else ""
+        return parameter.name == "context" or annotation.rpartition(".")[2].removesuffix(" | None") == "Context"
+    return wanted_type(hint) is Context
+
+
+def _context_keyword(context: inspect.Parameter | None, further: list[inspect.Parameter]) -> str | None:
+    """The name to pass the context by; None where the second position will do."""
+    if context is None or (context is further[0] and context.kind is not inspect.Parameter.KEYWORD_ONLY):
+        return None
+    return context.name
+
+
+def _refuse_unnameable(handler: Handler, further: list[inspect.Parameter], refuse: _Refusal) -> None:
+    passed_by_name = {handler.context_keyword, *(name for name, _ in handler.parameters)}
+    for parameter in further:
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and parameter.name in passed_by_name:
+            refuse(
+                f"its parameter {parameter.name!r} is positional-only; only the message and, directly behind it, the "
+                "context are passed by position. Move the `/` in front of it."
+            )
 
 
 def _resolvable(parameter: inspect.Parameter, hints: dict[str, Any], refuse: _Refusal) -> type:
@@ -182,14 +212,12 @@ def _resolvable(parameter: inspect.Parameter, hints: dict[str, Any], refuse: _Re
                 else f"{parameter.annotation!r} is unknown at run time: import it outside `if TYPE_CHECKING`"
             )
         )
-    return typing.cast("type", hint)
+    return typing.cast("type", wanted_type(hint))
 
 
 def _is_async(function: Callable[..., Any], hints: dict[str, Any]) -> bool:
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-        return True
-    returned = typing.get_origin(hints.get("return")) or hints.get("return")
-    return returned in {Awaitable, Coroutine}
+    returned = hints.get("return")
+    return inspect.iscoroutinefunction(_called(function)) or (typing.get_origin(returned) or returned) in _AWAITED
 
 
 def _refuse_async_sessions(handler: Handler, refuse: _Refusal) -> None:
@@ -198,10 +226,11 @@ def _refuse_async_sessions(handler: Handler, refuse: _Refusal) -> None:
     else:
         asked = [wanted for _, wanted in handler.parameters]
     for hint in asked:
-        if getattr(hint, "__module__", "").startswith(_ASYNC_SESSIONS):
+        wanted = wanted_type(hint)
+        if any(base.__module__.startswith(_ASYNC_SESSIONS) for base in getattr(wanted, "__mro__", ())):
             refuse(
-                f"it is a plain function, which runs in a worker thread, and asks for {name_of(hint)}, which belongs to "
-                "the event loop. Make it `async def`, or give it a synchronous session of its own."
+                f"it is a plain function, which runs in a worker thread, and asks for {name_of(wanted)}, which belongs "
+                "to the event loop. Make it `async def`, or give it a synchronous session of its own."
             )
 
 
@@ -214,21 +243,21 @@ def _check_message(hint: Any, message_type: type, refuse: _Refusal) -> None:
 
 
 def _check_result(function: Callable[..., Any], returned: Any, wanted: Any, *, stream: bool, refuse: _Refusal) -> None:
+    called = _called(function)
     if stream:
-        if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(getattr(function, "__call__", None)):  # noqa: B004
-            items = typing.get_args(returned)
-            if items and not assignable(items[0], wanted):
-                refuse(f"it yields {_text(items[0])}, but the message promises {_text(wanted)}")
-        elif not _is_async_iterator(returned):
+        if not inspect.isasyncgenfunction(called) and not _is_async_iterator(returned):
             refuse(
                 "a stream's handler is an async generator (`async def handle(...)` with `yield`), or returns an "
                 "AsyncIterator and is annotated so"
             )
+        items = typing.get_args(returned)
+        if items and not assignable(items[0], wanted):
+            refuse(f"it yields {_text(items[0])}, but the message promises {_text(wanted)}")
         return
-    if inspect.isasyncgenfunction(function):
+    if inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called):
         refuse("it yields, so it is for a StreamQuery; return a result instead, or derive the message from StreamQuery")
-    if typing.get_origin(returned) in {Awaitable, Coroutine}:
-        returned = typing.get_args(returned)[-1]
+    if (typing.get_origin(returned) or returned) in _AWAITED:
+        returned = (UNKNOWN, *typing.get_args(returned))[-1]
     if not assignable(returned, wanted):
         refuse(f"it returns {_text(returned)}, but the message promises {_text(wanted)}")
 
@@ -238,17 +267,30 @@ def _is_async_iterator(hint: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, AsyncIterator)
 
 
-def declared_result(message_type: type, bases: tuple[Any, ...]) -> Any:
-    """The R of `Command[R]` that a message type derives from; `UNKNOWN` if it says none.
+def declared_result(message_type: type, kinds: tuple[type, ...]) -> Any:
+    """The R of `Command[R]` that a message type derives from, the nearest one; `UNKNOWN` for a bare `Command`.
 
-    `bases` are the generic message classes to look for.
+    `kinds` are the generic message classes to look for.
     """
-    for base in message_type.__mro__:
-        for generic in getattr(base, "__orig_bases__", ()):
-            if typing.get_origin(generic) in bases:
-                declared = typing.get_args(generic)[0]
-                return UNKNOWN if isinstance(declared, TypeVar) else declared
+    level: list[Any] = [message_type]
+    while level:
+        for hint in level:
+            if typing.get_origin(hint) in kinds:
+                return typing.get_args(hint)[0]
+        level = [base for hint in level if hint not in kinds for base in _bases_of(hint, kinds)]
     return UNKNOWN
+
+
+def _bases_of(hint: Any, kinds: tuple[type, ...]) -> list[Any]:
+    """The bases of `Page[int]` that lead to one of the kinds, as they were written, with `int` put in."""
+    origin = typing.get_origin(hint) or hint
+    given = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(hint), strict=False))
+    bases: list[Any] = []
+    for base in vars(origin).get("__orig_bases__", origin.__bases__):
+        parameters = getattr(base, "__parameters__", ()) if typing.get_origin(base) else ()
+        if issubclass(typing.get_origin(base) or base, kinds):
+            bases.append(base[tuple(given.get(one, Any) for one in parameters)] if parameters else base)
+    return bases
 
 
 def assignable(given: Any, wanted: Any) -> bool:
@@ -275,7 +317,11 @@ def assignable(given: Any, wanted: Any) -> bool:
 def _is_subclass(given: type, wanted: type) -> bool:
     if getattr(wanted, "_is_protocol", False) or (wanted is float and given is int):
         return True
-    return issubclass(given, wanted)
+    try:
+        return issubclass(given, wanted)
+    except TypeError:
+        # Such as a TypedDict, which is only there for type checkers.
+        return True
 
 
 def _is_union(hint: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from pipeline_mediator.concurrency import current_task
 from pipeline_mediator.container import PlainContainer
-from pipeline_mediator.context import AMBIENT, Context, new_message_id
+from pipeline_mediator.context import AMBIENT, Context, Given, new_message_id
 from pipeline_mediator.errors import (
     ConfigurationError,
     EmitError,
@@ -46,15 +46,7 @@ R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class _Given(NamedTuple):
-    """What the caller says about a message beside the message itself."""
-
-    headers: Mapping[str, str] | None = None
-    correlation_id: str | None = None
-    key: str | None = None
-
-
-_NOTHING = _Given()
+_NOTHING = Given()
 
 
 class Mediator:
@@ -134,9 +126,9 @@ class Mediator:
         enter = self._sends.get(type(request))
         if enter is not None and headers is None and correlation_id is None and transaction is None:
             return enter(request)
-        return self._send(request, _Given(headers, correlation_id), transaction)
+        return self._send(request, Given(headers, correlation_id), transaction)
 
-    async def _send(self, request: object, given: _Given, transaction: object) -> Any:
+    async def _send(self, request: object, given: Given, transaction: object) -> Any:
         enter = self._sends.get(type(request)) or self._prepare_send(request)
         if transaction is not None:
             return await self._walk_in_callers(self.routes.of_request(type(request)), request, given, transaction)
@@ -165,9 +157,9 @@ class Mediator:
         enter = self._emits.get(type(event))
         if enter is not None and key is None and headers is None and correlation_id is None:
             return enter(event)
-        return self._emit(event, _Given(headers, correlation_id, key))
+        return self._emit(event, Given(headers, correlation_id, key))
 
-    async def _emit(self, event: object, given: _Given) -> None:
+    async def _emit(self, event: object, given: Given) -> None:
         enter = self._emits.get(type(event)) or self._prepare_emit(event)
         if given == _NOTHING:
             await enter(event)
@@ -184,7 +176,7 @@ class Mediator:
         _refuse_unless(StreamQuery, query, "stream")
         self.prepare()
         chain = self.routes.of_request(type(query))
-        context = self._root(chain, query, _Given(headers), AMBIENT.get())
+        context = self._root(chain, query, Given(headers), AMBIENT.get())
         return Stream(context, partial(self._walker(chain), query))
 
     async def __aenter__(self) -> Self:
@@ -314,7 +306,7 @@ class Mediator:
 
         return walk
 
-    async def _enter(self, chain: Chain, message: object, given: _Given) -> Any:
+    async def _enter(self, chain: Chain, message: object, given: Given) -> Any:
         """Join the message that is at work, or walk the chain as a message of its own, caused by that one.
 
         It joins only what it certainly belongs to: the same mediator's message, at work in this very task, its attempt
@@ -334,19 +326,20 @@ class Mediator:
             return await self._join(chain, message, ambient, given)
         return await self._walker(chain)(message, self._root(chain, message, given, ambient))
 
-    def _root(self, chain: Chain, message: object, given: _Given, cause: Context | None) -> Context:
-        """A context for a message of its own; only the ids are kept of its cause, so that no chain of tasks grows."""
+    def _root(self, chain: Chain, message: object, given: Given, cause: Context | None) -> Context:
+        """A context for a message of its own; of its cause it keeps ids and headers alone, so that no chain grows."""
         context = Context(message, chain.route, self)
         if cause is not None:
             correlation_id = given.correlation_id or cause.correlation_id
             context.identify(correlation_id=correlation_id, causation_id=cause.message_id, key=given.key)
+            context.headers.update(cause.headers)
         elif given.correlation_id is not None or given.key is not None:
             context.identify(correlation_id=given.correlation_id, key=given.key)
         if given.headers is not None:
             context.headers.update(given.headers)
         return context
 
-    async def _walk_in_callers(self, chain: Chain, message: object, given: _Given, transaction: object) -> Any:
+    async def _walk_in_callers(self, chain: Chain, message: object, given: Given, transaction: object) -> Any:
         if chain.unit_of_work is None:
             raise ConfigurationError(
                 f"{chain.route}: send(..., transaction=...) needs a TransactionMiddleware in the chain, which hands "
@@ -366,14 +359,14 @@ class Mediator:
     async def walk_queued(self, queued: QueuedEvent) -> None:
         """Walk an event of the queue inside the attempt that emitted it."""
         for chain in self.routes.of_event(type(queued.event)):
-            await self._join(chain, queued.event, queued.context, _Given(key=queued.key))
+            await self._join(chain, queued.event, queued.context, Given(key=queued.key))
 
     async def walk_put_off(self, put_off: PutOff) -> None:
         """Walk a message that waited for the commit, as a message of its own."""
-        context = self._root(put_off.chain, put_off.message, _Given(key=put_off.key), put_off.context)
+        context = self._root(put_off.chain, put_off.message, put_off.given, put_off.context)
         await self._walker(put_off.chain)(put_off.message, context)
 
-    async def _join(self, chain: Chain, message: object, parent: Context, given: _Given) -> Any:
+    async def _join(self, chain: Chain, message: object, parent: Context, given: Given) -> Any:
         unit = parent.unit
         if not unit.open:
             raise TransactionFinishedError(
@@ -391,7 +384,7 @@ class Mediator:
             context.headers.update(given.headers or {})
         return await _walk_joined(context, chain, unit)
 
-    def _put_off(self, chain: Chain, message: object, parent: Context, given: _Given) -> None:
+    def _put_off(self, chain: Chain, message: object, parent: Context, given: Given) -> None:
         unit = parent.unit
         if unit.external:
             raise EmitError(
@@ -399,7 +392,7 @@ class Mediator:
                 "send(..., transaction=...): the caller commits that transaction, so it is not known when the message "
                 "may leave. Put an OutboxMiddleware in the pipeline, or emit it after your own commit."
             )
-        unit.put_off.append(PutOff(chain, message, given.key, parent))
+        unit.put_off.append(PutOff(chain, message, given, parent))
 
 
 async def _walk_joined(context: Context, chain: Chain, unit: Unit) -> Any:

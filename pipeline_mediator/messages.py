@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline_mediator.errors import BindError
+from pipeline_mediator.errors import BindError, ConfigurationError, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +39,11 @@ def message(name: str, /, *, version: int = 1, key: str | None = None) -> Callab
 
     Raises `BindError` for an empty name or a version below 1.
     """
-    if not name or any(character.isspace() for character in name):
-        raise BindError(f"{name!r} is no wire name: it must not be empty or contain white space")
+    if not isinstance(name, str) or not name or any(character.isspace() for character in name):
+        raise BindError(
+            f"{name_of(name) if isinstance(name, type) else repr(name)} is no wire name: give a text that is not empty and "
+            'has no white space, as in @message("orders.placed")'
+        )
     if version < 1:
         raise BindError(f"version {version} of {name!r}: versions start at 1")
 
@@ -58,8 +61,21 @@ def message_name(message_type: type) -> MessageName:
 
 
 def key_of(message: object, key: str | None = None) -> str | None:
-    """The key that `message` travels under: `key` if given, else the value of the field that its type names."""
+    """The key that `message` travels under: `key` if given, else the value of the field that its type names.
+
+    None, also as the field's value, is no key. Raises `ConfigurationError` for a field that the message does not have.
+    """
     if key is not None:
         return key
     field = message_name(type(message)).key
-    return None if field is None else str(getattr(message, field))
+    if field is None:
+        return None
+    value = getattr(message, field, _MISSING)
+    if value is _MISSING:
+        raise ConfigurationError(
+            f"@message of {type(message).__name__} names {field!r} as its key, but it has no such field; name one that it has"
+        )
+    return None if value is None else str(value)
+
+
+_MISSING: Any = object()

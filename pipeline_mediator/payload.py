@@ -37,24 +37,24 @@ def payload_form(message_type: type) -> PayloadForm:
     """The form of `message_type`, to be built once per type.
 
     Its `encode` raises `EncodeError` naming the field, its `decode` `DecodeError` naming the place but never the value.
-    Raises `EncodeError` at once for a type that could be written but not read back: better at the sender than in another
-    process, where the message would be given up on.
+    Raises `EncodeError` at once for a type that could be written but not read back: better at the sender than in
+    another process, where the message would be given up on.
     """
     return _model_form(message_type) if _is_model(message_type) else _msgspec_form(message_type)
 
 
 def _msgspec_form(message_type: type) -> PayloadForm:
-    holds_floats = check_type(message_type, allowed=_is_model)
     try:
         decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(message_type, dec_hook=_read_model)
-    except TypeError as error:
-        raise EncodeError(message_type, None, f"{error}. {ADVICE}") from error
+    except Exception as error:
+        raise EncodeError(message_type, None, f"it could not be read back: {error}. {ADVICE}") from error
+    holds_floats = check_type(message_type, allowed=_is_model)
 
     def encode(message: Any) -> Any:
         payload, error = attempt(_ENCODER.encode, message)
         if error is not None:
             # Not `from error`, here and below: its text may quote the message.
-            raise find_fault(message, _ENCODER.encode) from None
+            raise find_fault(message, _ENCODER.encode)
         if holds_floats and b"null" in payload:
             check_finite(message)
         return payload
@@ -62,7 +62,7 @@ def _msgspec_form(message_type: type) -> PayloadForm:
     def decode(payload: msgspec.Raw | bytes) -> Any:
         message, error = attempt(decoder.decode, payload)
         if error is not None:
-            raise DecodeError(message_type.__name__, *what_is_wrong(error)) from None
+            raise DecodeError(message_type.__name__, *what_is_wrong(error))
         return message
 
     return PayloadForm(encode, decode)
@@ -73,7 +73,7 @@ def _model_form(message_type: Any) -> PayloadForm:
         payload, error = attempt(_dump, message)
         if error is not None:
             problem = f"pydantic refused it with {type(error).__name__}. {ADVICE}"
-            raise EncodeError(message_type, refused_field(message), problem) from None
+            raise EncodeError(message_type, refused_field(message), problem)
         return payload
 
     def refused_field(message: Any) -> str | None:
@@ -85,7 +85,7 @@ def _model_form(message_type: Any) -> PayloadForm:
     def decode(payload: msgspec.Raw | bytes) -> Any:
         message, error = attempt(message_type.model_validate_json, bytes(payload))
         if error is not None:
-            raise DecodeError(message_type.__name__, *what_pydantic_says(error)) from None
+            raise DecodeError(message_type.__name__, *what_pydantic_says(error))
         return message
 
     return PayloadForm(encode, decode)

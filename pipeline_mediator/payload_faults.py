@@ -20,7 +20,7 @@ ADVICE: Final = (
 )
 
 _DEPTH: Final = 32
-"""How many levels of a message are searched for a fault."""
+"""How many levels of a message are searched for the part that is refused."""
 
 _QUOTES_NOTHING: Final = re.compile(
     r"Expected |Object missing required field |Input data was truncated|JSON is malformed"
@@ -34,7 +34,8 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Excepti
     try:
         return function(*arguments), None
     except Exception as error:  # noqa: BLE001 - a validator, a serializer or __post_init__ raises what it likes
-        return None, error
+        # Without its traceback, which would tie a knot with the frame that keeps it, and hold the message until gc.
+        return None, error.with_traceback(None)
 
 
 def check_type(message_type: type, allowed: Callable[[type], bool]) -> bool:
@@ -42,10 +43,7 @@ def check_type(message_type: type, allowed: Callable[[type], bool]) -> bool:
 
     `allowed` tells which classes that msgspec does not know have a form all the same.
     """
-    try:
-        root = inspect.type_info(message_type)
-    except Exception as error:
-        raise EncodeError(message_type, None, f"its annotations cannot be read at run time: {error}") from error
+    root = inspect.type_info(message_type)
     if isinstance(root, inspect.CustomType):
         raise EncodeError(
             message_type, None, "it has no fields to write. Make it a dataclass, attrs class, Struct or pydantic model."
@@ -82,13 +80,12 @@ def find_fault(message: object, encode: Callable[[object], bytes]) -> EncodeErro
 
 def check_finite(message: object) -> None:
     """JSON has no NaN and no infinity: msgspec writes null, which nobody can read back as the number it was."""
-    waiting: list[tuple[str, object, int]] = [("", message, _DEPTH)]
-    while waiting:
-        path, value, depth = waiting.pop()
+    waiting: list[tuple[str, object]] = [("", message)]
+    while waiting:  # ends: what has been encoded does not contain itself
+        path, value = waiting.pop()
         if isinstance(value, float) and not math.isfinite(value):
             raise EncodeError(type(message), path.lstrip("."), "JSON carries no NaN and no infinity")
-        if depth:
-            waiting.extend((path + step, child, depth - 1) for step, child in _children(value))
+        waiting.extend((path + step, child) for step, child in _children(value))
 
 
 def what_is_wrong(error: Exception) -> tuple[str, str]:
@@ -100,11 +97,16 @@ def what_is_wrong(error: Exception) -> tuple[str, str]:
 
 
 def what_pydantic_says(error: Any) -> tuple[str, str]:
-    """The first mistake by pydantic's own name for it: its text may quote the input, and so may a path below a dict."""
+    """The first mistake, by pydantic's own name for it: its text may quote the input.
+
+    So may its path, with the keys of a dict and the names of fields that there are not; only a field of the model is
+    named.
+    """
     if not hasattr(error, "errors"):
         return what_is_wrong(error)
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return ".".join(["$", *map(str, first["loc"][:1])]), str(first["type"])
+    kind, fields = str(first["type"]), first["loc"]
+    return f"$.{fields[0]}" if fields and kind != "extra_forbidden" else "$", kind
 
 
 def _reason(error: Exception | None) -> str:

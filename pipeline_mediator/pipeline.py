@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias, cast, overload
 
-from pipeline_mediator.context import Context, Route
+from pipeline_mediator.context import Context, Kind, Route
 from pipeline_mediator.errors import ConfigurationError, OrderError, name_of
+from pipeline_mediator.events import Event
 
 __all__ = [
     "Chain",
@@ -48,7 +49,8 @@ It may have these attributes, read once when a chain is compiled:
 * `role`: the text by which the rules of other middlewares know it; a middleware never imports another.
 * `rules`: `Inside`, `Outside`, `Once` and `Without`.
 * `destination_for(message_type) -> str | None`: asked before a chain is compiled, so that its route knows where the
-  message will be published.
+  message will be published. `message_types`: those that it names one by one.
+* `resources`: what `async with mediator` opens and closes. `seeds`: the types of what it puts into each scope.
 * `warnings_for(chain) -> Iterable[str]`: what `Mediator.check()` shall say about a chain that it stands in.
 * `summary`: a few words for `Mediator.describe()`, such as "3 attempts".
 """
@@ -98,16 +100,18 @@ def _violations(links: Sequence[Link], route: Route) -> Iterator[str]:
         here = f"{link.name} (position {position + 1})"
         for rule in link.rules:
             if isinstance(rule, Once):
-                others = [f"position {at + 1}" for at, other in enumerate(links) if other.role == link.role and at > position]
+                others = [
+                    f"position {at + 1}" for at, other in enumerate(links) if at > position and _alike(link, other)
+                ]
                 if others:
                     yield (
-                        f"{route}: a second {link.role} stands inside {here}, at {', '.join(others)}: {rule.reason}. "
+                        f"{route}: a second {link.role or link.name} stands inside {here}, at {', '.join(others)}: {rule.reason}. "
                         "Remove one, or keep them apart with only()."
                     )
                 continue
             found = [(at, other) for at, other in enumerate(links) if other.role == rule.role]
             if isinstance(rule, Inside) and rule.required and not found:
-                yield f"{route}: {here} needs a {rule.role} middleware around it: {rule.reason}. Add one before it."
+                yield f"{route}: {here} needs a {rule.role} middleware around it: {rule.reason}. {_how_to_add(rule, route)}"
             for at, other in found:
                 if isinstance(rule, Without):
                     yield f"{route}: {here} and {other.name} (position {at + 1}) exclude each other: {rule.reason}. {rule.fix}"
@@ -116,6 +120,19 @@ def _violations(links: Sequence[Link], route: Route) -> Iterator[str]:
                     yield f"{route}: {here} must stand inside {there}: {rule.reason}. Move it behind {other.name}."
                 if isinstance(rule, Outside) and at < position:
                     yield f"{route}: {here} must stand outside {there}: {rule.reason}. Move it before {other.name}."
+
+
+def _alike(link: Link, other: Link) -> bool:
+    return other.name == link.name if link.role is None else other.role == link.role
+
+
+def _how_to_add(rule: Inside, route: Route) -> str:
+    if rule.role == "transaction" and route.destination is not None:
+        return (
+            "What goes straight to a broker is in no transaction: leave it out of such chains with "
+            "only(..., when=lambda route: route.destination is None), or add an OutboxMiddleware."
+        )
+    return "Add one before it."
 
 
 # -- compiling ---------------------------------------------------------------------------------------------------------
@@ -133,7 +150,7 @@ class Link:
     @property
     def name(self) -> str:
         """The class's or function's name."""
-        return name_of(self.source).removesuffix(" object")
+        return _name(self.source)
 
     @property
     def role(self) -> str | None:
@@ -219,12 +236,21 @@ def compile_chain(
 
 
 def _with_attempt(links: Sequence[Link], attempt: Middleware) -> list[Middleware]:
-    """The links to fold; where retry repeats and no transaction begins and ends an attempt, the core's link does."""
+    """The links to fold; where no transaction begins and ends an attempt, the core's link does.
+
+    It stands inside whatever repeats, limits or observes attempts, so that these see the emitted events too. Where
+    nothing inside could emit, and where nothing is outside, the walk itself ends the attempt and it is left out.
+    """
     middlewares = [link.middleware for link in links]
-    repeating = [at for at, link in enumerate(links) if link.role in {"retry", "timeout"}]
-    if any(link.role == "retry" for link in links) and not any(link.role == "transaction" for link in links):
-        middlewares.insert(repeating[-1] + 1, attempt)
+    around = [at for at, link in enumerate(links) if link.role in _AROUND_ATTEMPTS]
+    if around and not any(link.role == "transaction" for link in links):
+        inside = links[around[-1] + 1 :]
+        if len(inside) > 1 or getattr(inside[-1].middleware, "direct", None) is None:
+            middlewares.insert(around[-1] + 1, attempt)
     return middlewares
+
+
+_AROUND_ATTEMPTS = frozenset({"tracing", "metrics", "logging", "retry", "timeout"})
 
 
 def _fold(middlewares: Sequence[Middleware]) -> Next:
@@ -236,7 +262,7 @@ def _fold(middlewares: Sequence[Middleware]) -> Next:
 
 def _bind(middleware: Middleware, call_next: Next) -> Next:
     terminal: Next | None = getattr(middleware, "terminal", None)
-    if terminal is not None:
+    if terminal is not None and getattr(middleware, "ends_chain", False):
         return terminal
     # An object's `__call__` is bound once here, not looked up for every message.
     call = middleware if isinstance(middleware, FunctionType | MethodType) else middleware.__call__
@@ -298,7 +324,7 @@ class Pipeline(Sequence[Middleware]):
                     f"{name_of(middleware)} is no middleware: pass an async function (context, call_next), or an object "
                     f"with such a __call__{' (an object of the class, not the class)' if isinstance(middleware, type) else ''}"
                 )
-        self._middlewares = middlewares
+        self._middlewares = tuple(flatten(middlewares))
 
     @overload
     def __getitem__(self, index: int) -> Middleware: ...
@@ -340,13 +366,13 @@ class Pipeline(Sequence[Middleware]):
         for at, middleware in enumerate(self._middlewares):
             if _is(middleware, anchor):
                 return at
-        standing = ", ".join(name_of(middleware) for middleware in self._middlewares) or "nothing"
-        raise ConfigurationError(f"{name_of(anchor)} does not stand in this pipeline; in it stand: {standing}")
+        standing = ", ".join(map(_name, self._middlewares)) or "nothing"
+        raise ConfigurationError(f"{_name(anchor)} does not stand in this pipeline; in it stand: {standing}")
 
     async def __call__(self, context: Context, call_next: Next) -> Any:
         """Walk the whole stack, then `call_next`; a mediator never calls this, it folds what stands inside."""
         middlewares: list[Middleware] = []
-        for middleware in flatten(self):
+        for middleware in self._middlewares:
             selected = _for_route(middleware, _route_of(context))
             if selected is not None:
                 middlewares.append(selected)
@@ -356,7 +382,11 @@ class Pipeline(Sequence[Middleware]):
         return await call(context)
 
     def __repr__(self) -> str:
-        return f"Pipeline({', '.join(name_of(middleware) for middleware in self._middlewares)})"
+        return f"Pipeline({', '.join(map(_name, self._middlewares))})"
+
+
+def _name(middleware: object) -> str:
+    return name_of(_unwrapped(middleware)).removesuffix(" object")
 
 
 def _is(middleware: Middleware, anchor: object) -> bool:
@@ -364,7 +394,7 @@ def _is(middleware: Middleware, anchor: object) -> bool:
     return isinstance(inner, anchor) if isinstance(anchor, type) else inner is anchor
 
 
-def _unwrapped(middleware: Middleware) -> Middleware:
+def _unwrapped(middleware: Any) -> Any:
     """What the user wrote, without the conditions around it."""
     while isinstance(middleware, _Conditional):
         middleware = middleware.middleware
@@ -382,10 +412,17 @@ class _Conditional:
         return _for_route(self.middleware, route) if self._when(route) else None
 
     def destination_for(self, message_type: type) -> str | None:
-        destination_for = getattr(self.middleware, "destination_for", None)
-        if destination_for is None or not self._when(Route(message_type, "event", "local")):
+        destination = destination_of(message_type, [self.middleware])
+        if destination is None:
             return None
-        return cast("str | None", destination_for(message_type))
+        kind: Kind = "event" if issubclass(message_type, Event) else "request"
+        return destination if self._when(Route(message_type, kind, "local", destination)) else None
+
+    def __getattr__(self, name: str) -> Any:
+        # What else a middleware has (resources, seeds, ...) counts as if nothing stood around it.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.middleware, name)
 
     async def __call__(self, context: Context, call_next: Next) -> Any:
         selected = self.for_route(_route_of(context))

@@ -87,6 +87,9 @@ class StreamQuery(Generic[T_co]):
         def __bind__(cls, handler: HandlerOf[Self, AsyncIterator[T_co]], /) -> None: ...
 
 
+_KINDS = (Request, Command, Query, StreamQuery)
+
+
 class Bindable(Protocol[H_contra]):
     """A request class, seen through its phantom `__bind__`."""
 
@@ -122,9 +125,14 @@ class RequestMap:
 
     def include(self, *maps: RequestMap) -> Self:
         """Take over what other maps bind; a request that two of them bind raises `DuplicateHandlerError`."""
-        for other in maps:
-            for message_type, handler in other._handlers.items():
-                self._add(message_type, handler)
+        before = dict(self._handlers)
+        try:
+            for other in maps:
+                for message_type, handler in other._handlers.items():
+                    self._add(message_type, handler)
+        except BindError:
+            self._handlers = before
+            raise
         return self
 
     def _bind(self, request: Any, target: Any) -> Self:
@@ -132,6 +140,11 @@ class RequestMap:
             raise BindError(
                 f"{name_of(request)} is no request type: derive it from Command[R], Query[R], StreamQuery[T] or Request[R]"
                 + (". An event is bound with EventMap." if _looks_like_event(request) else "")
+            )
+        if request in _KINDS:
+            raise BindError(
+                f"{request.__name__} is a kind of request; nobody sends one of exactly that type, and a request needs its "
+                "own handler: bind the classes derived from it"
             )
         stream = issubclass(request, StreamQuery)
         promised = promised_result(request)
@@ -166,7 +179,7 @@ class RequestMap:
 
 def promised_result(request: type) -> Any:
     """What a request type declares to return: the R of `Command[R]`, None for a bare `Command`, else `UNKNOWN`."""
-    declared = declared_result(request, (Request, Command, Query, StreamQuery))
+    declared = declared_result(request, _KINDS)
     return type(None) if declared is UNKNOWN and issubclass(request, Command) else declared
 
 

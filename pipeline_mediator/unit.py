@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from pipeline_mediator.container import Scope
-    from pipeline_mediator.context import Context
+    from pipeline_mediator.context import Context, Given
     from pipeline_mediator.events import Event
     from pipeline_mediator.pipeline import Chain, Next
 
-__all__ = ["PutOff", "QueuedEvent", "Unit", "attempt", "seed_types"]
+__all__ = ["Hook", "PutOff", "QueuedEvent", "Unit", "attempt", "seed_types"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,15 @@ class PutOff(NamedTuple):
 
     chain: Chain
     message: Any
-    key: str | None
+    given: Given
     context: Context
+
+
+class Hook(NamedTuple):
+    """What to call after the commit, and the message that asked for it."""
+
+    call: Callable[[], Awaitable[object] | None]
+    context: Context | None
 
 
 class Unit:
@@ -98,7 +105,7 @@ class Unit:
         """Whether the transaction is the caller's, who commits it."""
         self.savepoint: Callable[[], AbstractAsyncContextManager[Any]] | None = None
         self.events: deque[QueuedEvent] = deque()
-        self.hooks: list[Callable[[], Awaitable[object] | None]] = []
+        self.hooks: list[Hook] = []
         self.put_off: list[PutOff] = []
         self._doomed_by: tuple[type, str] | None = None
         self._previous: Unit | None = None
@@ -140,11 +147,13 @@ class Unit:
         self.walked = True
 
     def drop_events_of(self, context: Context) -> None:
-        """Forget what a joined message, and those that joined it, queued or put off: it failed."""
+        """Forget what a joined message, and those that joined it, left for later: it failed."""
         if self.events:
             self.events = deque(queued for queued in self.events if not _descends(queued.context, context))
         if self.put_off:
             self.put_off = [later for later in self.put_off if not _descends(later.context, context)]
+        if self.hooks:
+            self.hooks = [hook for hook in self.hooks if not _descends(hook.context, context)]
 
     # -- the transaction -----------------------------------------------------------------------------------------------
 
@@ -175,8 +184,8 @@ class Unit:
             message_type, error = self._doomed_by
             raise TransactionDoomedError(message_type, type(self.root.message), error)
 
-    def add_hook(self, hook: Callable[[], Awaitable[object] | None]) -> None:
-        """Take a hook to call after the commit."""
+    def add_hook(self, hook: Callable[[], Awaitable[object] | None], context: Context | None = None) -> None:
+        """Take a hook to call after the commit; `context` is the message that asks for it."""
         if not self.open:
             raise TransactionFinishedError("after_commit was called after the attempt had ended: the hook would never run")
         if self.external:
@@ -184,7 +193,7 @@ class Unit:
                 "after_commit inside send(..., transaction=...): the caller commits that transaction, and this library "
                 "does not learn of it. Do it after your own commit."
             )
-        self.hooks.append(hook)
+        self.hooks.append(Hook(hook, context))
 
     # -- scope and end -------------------------------------------------------------------------------------------------
 
@@ -201,15 +210,19 @@ class Unit:
         return self.scope
 
     async def end(self) -> None:
-        """End an attempt that went well and has no transaction: walk the events, close the scope, call the hooks."""
+        """End an attempt that went well and commits nothing: walk the events, close the scope, call the hooks."""
         if not self.open:
             return
         await self.walk_events()
+        self.refuse_if_doomed()
         self.mark_ended()
-        if self.scope is not None:
-            await self.close_scope(None)
-        await self.call_hooks()
-        self.release()
+        try:
+            if self.scope is not None:
+                await self.close_scope(None)
+            if self.hooks:
+                await self.call_hooks()
+        finally:
+            self.release()
 
     async def abandon(self, error: BaseException) -> None:
         """End an attempt that failed: drop what was queued, close the scope."""
@@ -219,9 +232,11 @@ class Unit:
         self.events.clear()
         self.put_off.clear()
         self.hooks.clear()
-        if self.scope is not None:
-            await self.close_scope(error)
-        self.release()
+        try:
+            if self.scope is not None:
+                await self.close_scope(error)
+        finally:
+            self.release()
 
     def mark_ended(self) -> None:
         """From here on nothing joins this attempt and nothing is queued in it."""
@@ -234,7 +249,8 @@ class Unit:
     def release(self) -> None:
         """Let go of the message: it holds this unit, and a cycle would keep both until the next collection."""
         self.root = None
-        self.put_off = []
+        self.put_off.clear()
+        self.hooks.clear()
 
     async def close_scope(self, error: BaseException | None) -> None:
         """Close the scope whatever happens to the caller; what clean-up raises is logged: the outcome is decided."""
@@ -249,15 +265,18 @@ class Unit:
             self.report("scope clean-up failed")
 
     async def call_hooks(self) -> None:
-        """Call the after-commit hooks in order; what one raises is logged, and the next one is called."""
-        hooks, self.hooks = self.hooks, []
-        for hook in hooks:
+        """Call the after-commit hooks in order; what one raises is logged, and the next one is called.
+
+        A hook is taken off the queue when it has ended, so that what is left after a cancellation did not run to its end.
+        """
+        while self.hooks:
             try:
-                called = hook()
+                called = self.hooks[0].call()
                 if called is not None:
                     await called
             except Exception:
                 self.report("after-commit hook failed")
+            del self.hooks[0]
 
     def report(self, what: str) -> None:
         """Log an error that must not change the outcome, and count it."""
@@ -271,16 +290,17 @@ class Unit:
 async def attempt(context: Context, call_next: Next) -> Any:
     """Begin and end an attempt where no transaction does: a link like any other.
 
-    It stands directly inside retry, so that an attempt means the same with and without a transaction: the handler and
-    the events that it emitted.
+    So that an attempt means the same with and without a transaction: the handler and the events that it emitted.
     """
     if context.parent is not None:
         return await call_next(context)
     try:
         result = await call_next(context)
-        await context.unit.end()
+        if context.begun_unit is not None:
+            await context.begun_unit.end()
     except BaseException as error:
-        await context.unit.abandon(error)
+        if context.begun_unit is not None:
+            await context.begun_unit.abandon(error)
         raise
     return result
 

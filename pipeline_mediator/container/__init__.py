@@ -1,7 +1,8 @@
 """How the mediator gets handlers and their dependencies: a container that opens one scope per root message.
 
-The protocol is small on purpose: an adapter for another library is two classes. `PlainContainer` needs no library;
-the others are `container.rodi`, `container.di` and `container.dishka`.
+The protocol is small on purpose: an adapter for another library is two classes, and
+`pipeline_mediator.testing.container_suite` shows whether it keeps what is promised here. `PlainContainer` needs no
+library; the others are `container.rodi`, `container.di` and `container.dishka`.
 """
 
 from __future__ import annotations
@@ -27,29 +28,47 @@ class Scope(Protocol):
         ...
 
     def get(self, wanted: type[T], /) -> Any:
-        """The object of this type; within one scope the same for everything the library calls scoped."""
+        """The object of this type; within one scope the same for everything the library calls scoped.
+
+        A handler class that is not registered is built anew at each call. What a constructor raises passes untouched.
+        """
         ...
 
     def close(self, error: BaseException | None, /) -> Awaitable[None] | None:
         """End what the scope made, in reverse order; seeds are not the scope's to close.
 
-        `error` is what ended the message, None on success. Called once.
+        `error` is what ended the message, None on success; a library that can shows it to what it ends. It is not
+        raised again. What ending raises is raised, after the rest was ended too. Called once, also where nothing was
+        asked for.
         """
         ...
 
 
 class Container(Protocol):
-    """Opens scopes. An object of the user's that has these two methods is a container."""
+    """Opens scopes. An object of the user's that has these two methods is a container.
+
+    It may have a third, `factory(wanted, /) -> Callable[[], object] | None`: a way to build this handler class that
+    needs no scope, so that a handler without dependencies does not pay for one; None where there is none. The mediator
+    looks for it with `getattr`, and may call it before `prepare`.
+    """
 
     def prepare(self, wanted: Collection[type], seeded: Collection[type], /) -> None:
-        """Called once, before the first message.
+        """Called by each mediator once, before its first message.
 
-        `wanted` are the handler classes and the types that handler functions ask for; `seeded` are the types that every
-        scope will be opened with. Registers both where the library allows it, resolves everything dry (no object is
-        made), and raises one `ResolutionError` that lists all that is missing.
+        `wanted` are the handler classes and the types that handler functions ask for; `seeded` are the types that
+        scopes will be opened with. Registers both where the library allows it, resolves everything dry (no object is
+        made), and raises one `ResolutionError` that lists all that is missing. A handler class need not be known to the
+        library; everything else must be, by the library's own rules.
+
+        Raises `ConfigurationError` if the library provides a seeded type itself: half of the handlers would write to
+        another session than the one that is committed.
         """
         ...
 
     def open(self, seeds: Mapping[type, object], /) -> Scope:
-        """A new scope that also provides these objects, each under the type it is keyed by."""
+        """A new scope that also provides these objects, each under the type it is keyed by.
+
+        Asking such a scope for a type of `seeded` that is not among `seeds` raises `ResolutionError`: a message may
+        walk a chain without the middleware that provides it.
+        """
         ...

@@ -1,1 +1,54 @@
-"""Brokers that a Publish middleware can hand messages to."""
+"""Brokers that a Publish middleware can hand messages to; each is loaded when it is asked for."""
+
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "Ack",
+    "BrokerFeatures",
+    "Dead",
+    "Delivery",
+    "Later",
+    "MemoryBroker",
+    "MemorySubscription",
+    "MessageBroker",
+    "Outcome",
+    "Outgoing",
+    "RedisMessageBroker",
+    "Subscription",
+]
+
+if TYPE_CHECKING:
+    from pipeline_mediator.message_brokers.memory import MemoryBroker, MemorySubscription
+    from pipeline_mediator.message_brokers.protocol import (
+        Ack,
+        BrokerFeatures,
+        Dead,
+        Delivery,
+        Later,
+        MessageBroker,
+        Outcome,
+        Outgoing,
+        Subscription,
+    )
+    from pipeline_mediator.message_brokers.redis import RedisMessageBroker
+else:
+    from pipeline_mediator.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "memory": ("MemoryBroker", "MemorySubscription"),
+            "protocol": (
+                "Ack",
+                "BrokerFeatures",
+                "Dead",
+                "Delivery",
+                "Later",
+                "MessageBroker",
+                "Outcome",
+                "Outgoing",
+                "Subscription",
+            ),
+            "redis": ("RedisMessageBroker",),
+        },
+    )

@@ -1,4 +1,4 @@
-"""The seam to a broker: bytes, headers, a destination and a key go out, one answer per message comes back."""
+"""The seam to a broker: messages go out as bytes and are answered one by one; deliveries come in and are settled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["BrokerFeatures", "MessageBroker", "Outgoing"]
+__all__ = ["Ack", "BrokerFeatures", "Dead", "Delivery", "Later", "MessageBroker", "Outcome", "Outgoing", "Subscription"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,48 @@ class Outgoing:
     """Messages of one key stay in order where the broker can do that."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     """Attributes for transports that carry headers; a structured body already has them inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The delivery is done with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Deliver it again, `delay` seconds from now or after."""
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Give up on it: keep it as a dead letter, with the reason."""
+
+    reason: str
+
+
+Outcome = Ack | Later | Dead
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A message as a broker handed it over. Who handles it decides the `outcome`; the subscription carries it out."""
+
+    destination: str
+    body: bytes
+    content_type: str | None
+    """None where the transport carries none."""
+    headers: Mapping[str, str]
+    message_id: str | None
+    """As the transport tells it; the one in the body counts."""
+    key: str | None
+    attempt: int
+    """1 for the first time it is handed over."""
+    subscription: str
+    tag: object = None
+    """What the subscription knows it by; nobody else's business."""
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +104,40 @@ class MessageBroker(Protocol):
         Errors are of this library (`BrokerUnavailableError`, `BrokerRefusedError`, ...), with the client's own as
         `__cause__`. Of the messages of one key, none after a refused one is accepted where the features say
         `ordered_by_key`. Bounded in time.
+        """
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
+
+
+class Subscription(Protocol):
+    """Where a consumer gets deliveries from: the messages of some destinations, handed to one group of handlers.
+
+    `async with subscription` begins and ends it. What was handed over and not settled when it ends is delivered again,
+    where the broker keeps messages.
+    """
+
+    @property
+    def name(self) -> str:
+        """The consumer group, and with the message id the inbox's key."""
+        ...
+
+    async def receive(self, limit: int, /) -> Sequence[Delivery]:
+        """Wait for at least one delivery, and return at most `limit`. Cancelling it loses none.
+
+        Of the messages of one key, where the broker keeps their order, the next is handed over when the one before it
+        is settled. Raises `BrokerUnavailableError`.
+        """
+        ...
+
+    async def settle(self, deliveries: Sequence[Delivery], /) -> Sequence[Exception | None]:
+        """Carry out the outcomes; a delivery without one is given back at once.
+
+        One entry per delivery, in order: None, or why it could not be settled, which leaves it to be delivered again.
         """
         ...
 

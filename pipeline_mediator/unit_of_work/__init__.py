@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
 __all__ = ["TransactionControl", "check_engine_of", "control_of", "yielded_by"]
@@ -19,8 +18,13 @@ __all__ = ["TransactionControl", "check_engine_of", "control_of", "yielded_by"]
 class TransactionControl(Protocol):
     """One open transaction of a library that is known."""
 
-    def on_commit(self, committed: Callable[[], None], /) -> None:
-        """Call `committed` when the transaction has been committed, whoever does it."""
+    def watch_commit(self) -> None:
+        """Take notice from here on of a commit, whoever does it."""
+        ...
+
+    @property
+    def committed(self) -> bool:
+        """Whether the transaction has been committed since it is watched."""
         ...
 
     async def flush(self) -> None:
@@ -28,7 +32,7 @@ class TransactionControl(Protocol):
         ...
 
     async def commit(self) -> None:
-        """Send COMMIT and await its answer."""
+        """Send COMMIT and await its answer; nothing where the handler has committed already."""
         ...
 
     def outcome_unknown(self, error: BaseException, /) -> bool:
@@ -49,13 +53,17 @@ def control_of(resource: object) -> TransactionControl | None:
     return sqlalchemy_control_of(resource)
 
 
-def check_engine_of(source: object) -> None:
-    """Raise `DatabaseNotPreparedError` if this unit of work, or what it yielded, would lose updates."""
-    owner = getattr(source, "__self__", source)
-    if _is_of_sqlalchemy(owner):
-        from pipeline_mediator.unit_of_work.sqlalchemy import check_engine_of as check_sqlalchemy_engine_of
+def check_engine_of(source: object) -> bool:
+    """Raise `DatabaseNotPreparedError` if this unit of work, or what it yielded, would lose updates.
 
-        check_sqlalchemy_engine_of(owner)
+    False if its engine cannot be told.
+    """
+    owner = getattr(source, "__self__", source)
+    if not _is_of_sqlalchemy(owner):
+        return False
+    from pipeline_mediator.unit_of_work.sqlalchemy import check_engine_of as check_sqlalchemy_engine_of
+
+    return check_sqlalchemy_engine_of(owner)
 
 
 def yielded_by(unit_of_work: object) -> type | None:
@@ -72,12 +80,17 @@ def _annotated(unit_of_work: object) -> type | None:
     """The T of `-> AsyncGenerator[T]`, under `@asynccontextmanager` too."""
     import inspect
     import typing
+    from collections import abc
 
     function: Any = inspect.unwrap(unit_of_work) if callable(unit_of_work) else unit_of_work
-    try:
-        returned = typing.get_type_hints(function).get("return")
-    except (NameError, TypeError, AttributeError):
-        return None
+    returned = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(returned, str):
+        # By itself: what only a type checker imports for the parameters does not matter here, nor do the iterators.
+        names = {**vars(abc), **getattr(function, "__globals__", {})}
+        try:
+            returned = eval(returned, names)  # noqa: S307 - the application's own source
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            return None
     arguments = typing.get_args(returned)
     return arguments[0] if arguments and isinstance(arguments[0], type) else None
 

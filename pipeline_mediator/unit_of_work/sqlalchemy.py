@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline_mediator.concurrency import finish
 from pipeline_mediator.errors import DatabaseNotPreparedError, MissingExtraError
 
 try:
@@ -16,10 +18,16 @@ except ModuleNotFoundError as error:  # pragma: no cover - shown in a subprocess
     raise MissingExtraError("pipeline_mediator.unit_of_work.sqlalchemy", "SQLAlchemy", "sqlalchemy") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator
     from contextlib import AbstractAsyncContextManager
 
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
 __all__ = ["check_engine_of", "control_of", "prepare_sqlite", "yielded_by_method_of"]
+
+_SAVEPOINT_SECONDS = 30.0
+"""How long releasing or rolling back a savepoint may take."""
 
 _DRIVERS = frozenset({"asyncpg", "psycopg", "aiosqlite"})
 _NO_ANSWER = ("08", "57P")
@@ -41,7 +49,7 @@ def prepare_sqlite(engine: AsyncEngine, *, busy_timeout: float = 5.0) -> AsyncEn
     sync_engine = engine.sync_engine
     if sync_engine.dialect.name != "sqlite":
         raise DatabaseNotPreparedError(f"prepare_sqlite was given an engine for {sync_engine.dialect.name}; it needs none")
-    if event.contains(sync_engine, "begin", _begin_immediate):
+    if _is_prepared(sync_engine):
         return engine
 
     def set_up(connection: Any, _record: Any) -> None:
@@ -61,15 +69,23 @@ def _begin_immediate(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def check_engine_of(source: object) -> None:
-    """Raise `DatabaseNotPreparedError` for an SQLite engine that `prepare_sqlite` has not seen."""
+def check_engine_of(source: object) -> bool:
+    """Raise `DatabaseNotPreparedError` for an SQLite engine that `prepare_sqlite` has not seen; False without an engine."""
     engine = _engine_of(source)
-    if engine is None or engine.dialect.name != "sqlite" or event.contains(engine, "begin", _begin_immediate):
-        return
-    raise DatabaseNotPreparedError(
-        "TransactionMiddleware was given an SQLite engine as SQLAlchemy sets it up by default: concurrent messages would "
-        "lose updates. Wrap it: prepare_sqlite(create_async_engine(...)), from pipeline_mediator.unit_of_work.sqlalchemy."
-    )
+    if engine is None:
+        return False
+    if engine.dialect.name == "sqlite" and not _is_prepared(engine):
+        raise DatabaseNotPreparedError(
+            "TransactionMiddleware was given an SQLite engine as SQLAlchemy sets it up by default: concurrent messages "
+            "would lose updates. Wrap it: prepare_sqlite(create_async_engine(...)), from "
+            "pipeline_mediator.unit_of_work.sqlalchemy."
+        )
+    return True
+
+
+def _is_prepared(engine: Engine) -> bool:
+    # Asked of the listeners, not with event.contains: an engine.execution_options(...) has those of its origin.
+    return _begin_immediate in engine.dispatch.begin
 
 
 def _engine_of(source: object) -> Engine | None:
@@ -103,12 +119,13 @@ def control_of(resource: object) -> _SessionControl | _ConnectionControl | None:
 class _SessionControl:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
+        self.committed = False
 
-    def on_commit(self, committed: Callable[[], None]) -> None:
-        def after_commit(session: Any) -> None:
+    def watch_commit(self) -> None:
+        def after_commit(session: Session) -> None:
             # SQLAlchemy reports the release of a savepoint as a commit too.
             if not session.in_nested_transaction():
-                committed()
+                self.committed = True
 
         event.listen(self._session.sync_session, "after_commit", after_commit)
 
@@ -116,21 +133,32 @@ class _SessionControl:
         await self._session.flush()
 
     async def commit(self) -> None:
-        await self._session.commit()
+        # After a commit of the handler's own there is none open, and commit() would complain about that.
+        if self._session.in_transaction():
+            await self._session.commit()
 
     def outcome_unknown(self, error: BaseException) -> bool:
         return _no_answer(error)
 
     def savepoint(self) -> AbstractAsyncContextManager[Any]:
-        return self._session.begin_nested()
+        return _finished(self._session.begin_nested())
 
 
 class _ConnectionControl:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self._asked = False
 
-    def on_commit(self, committed: Callable[[], None]) -> None:
-        self._committed = committed
+    @property
+    def committed(self) -> bool:
+        # A transaction whose COMMIT failed stays, because it has to be rolled back.
+        return self._asked and self._connection.get_transaction() is None
+
+    def watch_commit(self) -> None:
+        def before_commit(_connection: Connection) -> None:
+            self._asked = True
+
+        event.listen(self._connection.sync_connection, "commit", before_commit)
 
     async def flush(self) -> None:
         """Nothing is kept in memory."""
@@ -142,7 +170,19 @@ class _ConnectionControl:
         return _no_answer(error)
 
     def savepoint(self) -> AbstractAsyncContextManager[Any]:
-        return self._connection.begin_nested()
+        return _finished(self._connection.begin_nested())
+
+
+@asynccontextmanager
+async def _finished(savepoint: AbstractAsyncContextManager[Any]) -> AsyncGenerator[None]:
+    """A savepoint that a cancellation does not cut off while it is rolled back, so that the rest can go on."""
+    await savepoint.__aenter__()
+    try:
+        yield
+    except BaseException as error:
+        await finish(savepoint.__aexit__(type(error), error, error.__traceback__), seconds=_SAVEPOINT_SECONDS)
+        raise
+    await finish(savepoint.__aexit__(None, None, None), seconds=_SAVEPOINT_SECONDS)
 
 
 def _no_answer(error: BaseException) -> bool:

@@ -1,0 +1,1 @@
+"""What a message costs, measured beside a bare call and beside every other mediator that is installed."""

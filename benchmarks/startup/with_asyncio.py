@@ -1,0 +1,7 @@
+"""The floor: what every asyncio library pays."""
+
+import asyncio
+
+__all__ = ["asyncio"]
+
+answer = 7

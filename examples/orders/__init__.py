@@ -1,0 +1,1 @@
+"""An order service over HTTP: what an application built on pipeline-mediator looks like."""

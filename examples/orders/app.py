@@ -1,0 +1,42 @@
+"""Puts the service together from two environment variables: `uvicorn examples.orders.app:create_app --factory`."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+
+from pipeline_mediator.message_brokers import MemoryBroker, MessageBroker
+
+from .database import create_engine, create_tables
+from .mediator import create_mediator, create_pipeline
+from .payments import SandboxPayments
+from .web import create_web
+
+__all__ = ["create_app"]
+
+
+def create_app() -> Starlette:
+    """ORDERS_DATABASE_URL (default: SQLite, orders.db) and ORDERS_REDIS_URL (default: a broker within the process)."""
+    engine = create_engine(os.environ.get("ORDERS_DATABASE_URL", "sqlite+aiosqlite:///orders.db"))
+    mediator = create_mediator(create_pipeline(engine, _broker()), SandboxPayments())
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
+        try:
+            await create_tables(engine)
+            async with mediator:
+                yield
+        finally:
+            await engine.dispose()
+
+    return create_web(mediator, lifespan)
+
+
+def _broker() -> MessageBroker:
+    redis_url = os.environ.get("ORDERS_REDIS_URL")
+    if not redis_url:
+        return MemoryBroker()
+    from pipeline_mediator.message_brokers import RedisMessageBroker  # where it is not used, it need not be installed
+
+    return RedisMessageBroker(redis_url)

@@ -1,0 +1,113 @@
+"""Fixtures for the whole suite: both event loops, and real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from tests.servers import MissingServerError, PostgresServer, RedisServer, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from tests.servers import Running
+
+S = TypeVar("S", bound=Server)
+
+_database_numbers = count(1)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The core runs on both; a module whose client knows only asyncio has a fixture of this name that says so."""
+    backend: str = request.param
+    return backend
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Running]:
+    """A Redis for all tests that do not break it: the one at TEST_REDIS_URL, else one of our own."""
+    with _running(RedisServer, "TEST_REDIS_URL") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Running]:
+    """A PostgreSQL for all tests that do not break it: the one at TEST_POSTGRES_URL, else one of our own."""
+    with _running(PostgresServer, "TEST_POSTGRES_URL") as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis that the test may stop, kill and freeze."""
+    with _owned(RedisServer) as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL that the test may stop, kill and freeze."""
+    with _owned(PostgresServer) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_database(postgres_server: Running) -> Iterator[str]:
+    """The URL of an empty database of the test's own, for SQLAlchemy with asyncpg."""
+    name = f"test_{os.getpid()}_{next(_database_numbers)}"
+    admin = urlsplit(postgres_server.url)._replace(scheme="postgresql+asyncpg")
+    _execute(admin.geturl(), f"CREATE DATABASE {name} TEMPLATE template0")
+    yield admin._replace(path=f"/{name}").geturl()
+    _execute(admin.geturl(), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A server that was running before the tests."""
+
+    url: str
+
+
+@contextmanager
+def _running(kind: type[Server], variable: str) -> Generator[Running]:
+    if url := os.environ.get(variable):
+        yield _Elsewhere(url)
+        return
+    with _owned(kind, f"or set {variable}") as server:
+        yield server
+
+
+@contextmanager
+def _owned(kind: type[S], otherwise: str = "") -> Generator[S]:
+    try:
+        server = kind()
+    except MissingServerError as error:
+        reason = f"{error} {otherwise}".strip()
+        if os.environ.get("REQUIRE_SERVICES") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    with server:
+        yield server
+
+
+def _execute(url: str, statement: str) -> None:
+    async def execute() -> None:
+        engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        async with engine.connect() as connection:
+            await connection.execute(text(statement))
+
+    # In a thread of its own: in this one, the test's event loop may be about to run.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, execute()).result()
