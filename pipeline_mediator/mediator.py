@@ -104,9 +104,7 @@ class Mediator:
 
     # -- sending and emitting ------------------------------------------------------------------------------------------
 
-    # `send` and `emit` return the chain's coroutine instead of awaiting it: one coroutine less for every message.
-
-    def send(
+    async def send(
         self,
         request: Request[R],
         /,
@@ -114,7 +112,7 @@ class Mediator:
         headers: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
         transaction: object = None,
-    ) -> Coroutine[Any, Any, R]:
+    ) -> R:
         """Send a request to its one handler and return the handler's result.
 
         Inside a handler it joins that handler's message: same transaction, same scope. `headers` travel with the
@@ -124,9 +122,10 @@ class Mediator:
         Raises what the handler raises, untouched; `HandlerNotFoundError` if nobody handles the request.
         """
         enter = self._sends.get(type(request))
-        if enter is not None and headers is None and correlation_id is None and transaction is None:
-            return enter(request)
-        return self._send(request, Given(headers, correlation_id), transaction)
+        if enter is None or headers is not None or correlation_id is not None or transaction is not None:
+            enter = partial(self._send, given=Given(headers, correlation_id), transaction=transaction)
+        result: R = await enter(request)
+        return result
 
     async def _send(self, request: object, given: Given, transaction: object) -> Any:
         enter = self._sends.get(type(request)) or self._prepare_send(request)
@@ -136,7 +135,7 @@ class Mediator:
             return await enter(request)
         return await self._enter(self.routes.of_request(type(request)), request, given)
 
-    def emit(
+    async def emit(
         self,
         event: Event,
         /,
@@ -144,7 +143,7 @@ class Mediator:
         *,
         headers: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
-    ) -> Coroutine[Any, Any, None]:
+    ) -> None:
         """Emit an event now: its local handlers run, and it goes to its destination.
 
         Inside a handler it joins that handler's message. What goes to a broker from inside a transaction leaves after
@@ -155,9 +154,9 @@ class Mediator:
         event.
         """
         enter = self._emits.get(type(event))
-        if enter is not None and key is None and headers is None and correlation_id is None:
-            return enter(event)
-        return self._emit(event, Given(headers, correlation_id, key))
+        if enter is None or key is not None or headers is not None or correlation_id is not None:
+            enter = partial(self._emit, given=Given(headers, correlation_id, key))
+        await enter(event)
 
     async def _emit(self, event: object, given: Given) -> None:
         enter = self._emits.get(type(event)) or self._prepare_emit(event)
