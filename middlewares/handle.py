@@ -322,10 +322,13 @@ async def _awaited(terminal: Terminal, context: Context) -> None:
 
 async def _in_thread(call: Callable[[], Any]) -> Any:
     """Never abandoned: a thread cannot be stopped, and what it does must not outlive its transaction."""
+    import anyio.lowlevel
     import anyio.to_thread
 
     # In a list, because trio takes no coroutine for an answer: a decorated async function may look like a plain one.
     (result,) = await finish(anyio.to_thread.run_sync(lambda: [call()]), seconds=math.inf)
+    # Who was cancelled meanwhile must not go on to commit.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     return await result if inspect.isawaitable(result) else result
 
 

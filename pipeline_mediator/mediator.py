@@ -12,6 +12,7 @@ from pipeline_mediator.context import AMBIENT, Context, Given, new_message_id
 from pipeline_mediator.errors import (
     ConfigurationError,
     EmitError,
+    ResolutionError,
     TransactionFinishedError,
     name_of,
 )
@@ -244,7 +245,15 @@ class Mediator:
         wanted = dict.fromkeys(one for handler in handlers for one in handler.wanted)
         yielded = [one for middleware in self._middlewares for one in getattr(middleware, "seeds", ())]
         seeded = dict.fromkeys((Context, *(base for one in yielded for base in seed_types(one))))
-        self.container.prepare(tuple(wanted), tuple(seeded))
+        try:
+            self.container.prepare(tuple(wanted), tuple(seeded))
+        except ResolutionError as error:
+            # A container is asked for types alone; which function wants one is known here.
+            for handler in handlers:
+                for name, asked in handler.parameters:
+                    if any(entry.startswith(f"{name_of(asked)}:") for entry in error.missing):
+                        error.add_note(f"{handler.name}({name}: {name_of(asked)}) asks for it")
+            raise
         self._prepared = True
 
     def _destination_for(self, message_type: type) -> str | None:

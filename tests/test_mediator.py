@@ -808,6 +808,69 @@ async def test_what_leaves_the_process_cannot_be_emitted_in_a_callers_transactio
     assert broker.published == []
 
 
+async def test_headers_and_correlation_of_what_waits_for_the_commit_travel() -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def place(command: PlaceOrder) -> object:
+        await mediator.emit(Placed(), headers={"traceparent": trace}, correlation_id="mine")
+        assert broker.published == []
+        return None
+
+    broker = Broker()
+    mediator = Mediator(
+        RequestMap().bind(PlaceOrder, place),
+        middlewares=[TransactionMiddleware(Database().begin), PublishMiddleware(broker)],
+    )
+    await mediator.send(PlaceOrder())
+
+    (outgoing,) = broker.published
+    assert b'"correlationid":"mine"' in outgoing.body
+    assert trace.encode() in outgoing.body
+
+
+async def test_an_event_has_the_headers_of_the_message_that_emitted_it() -> None:
+    seen: dict[str, dict[str, str]] = {}
+
+    async def look(context: Context, call_next: Next) -> Any:
+        seen[type(context.message).__name__] = dict(context.headers)
+        return await call_next(context)
+
+    async def place(command: PlaceOrder, context: Context) -> object:
+        context.emit(Placed())
+        context.emit(Noted())
+        return None
+
+    mediator = Mediator(
+        RequestMap().bind(PlaceOrder, place),
+        middlewares=[look, TransactionMiddleware(Database().begin), PublishMiddleware(Broker())],
+    )
+    await mediator.send(PlaceOrder(), headers={"tenant": "acme"})
+
+    assert seen == {"PlaceOrder": {"tenant": "acme"}, "Noted": {"tenant": "acme"}, "Placed": {"tenant": "acme"}}
+
+
+async def test_what_is_sent_behind_a_replaced_context_joins() -> None:
+    database = Database()
+
+    async def replace(context: Context, call_next: Next) -> Any:
+        return await call_next(context.replace(headers={"tenant": "acme"}))
+
+    async def place(command: PlaceOrder) -> object:
+        return await mediator.send(Reserve())
+
+    async def reserve(command: Reserve, session: Session) -> object:
+        session.rows.append(command)
+        return None
+
+    mediator = Mediator(
+        RequestMap().bind(PlaceOrder, place).bind(Reserve, reserve),
+        middlewares=[replace, TransactionMiddleware(database.begin), replace],
+    )
+    await mediator.send(PlaceOrder())
+
+    assert database.log == ["begin", "commit"]
+
+
 # -- brokers -----------------------------------------------------------------------------------------------------------
 
 

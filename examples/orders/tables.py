@@ -66,7 +66,6 @@ class Order(Base):
     total_cents: Mapped[int] = mapped_column(BigInteger)
     authorisation: Mapped[str | None] = mapped_column(String(100))
     placed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
-    customer: Mapped[Customer] = relationship()
     lines: Mapped[list["OrderLine"]] = relationship(order_by="OrderLine.sku")
 
     def cancel(self) -> None:

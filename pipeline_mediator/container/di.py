@@ -123,10 +123,10 @@ class DIContainer:
 
         try:
             solved = self._services.solve(Dependent[Any](wanted, scope=message_scope), self._scopes, scope_of)
-        except NameError as error:
-            wiring.missing.append(unreadable(wanted, error))
-        except (DependencyInjectionException, TypeError, ValueError) as error:
+        except DependencyInjectionException as error:
             wiring.missing.append(f"{type_name(wanted)}: di cannot solve it: {error}")
+        except Exception as error:  # noqa: BLE001  # to evaluate an annotation is to run the user's code
+            wiring.missing.append(unreadable(wanted, error))
         else:
             wiring.look_through(wanted, solved)
             inner = [it for it in solved.dag if _scope_of(it, message_scope) == message_scope]

@@ -230,7 +230,7 @@ class _SyncScope(_DishkaScope):
         return made
 
     def close(self, error: BaseException | None, /) -> None:
-        if self.child is not None and self.ends:
+        if self.child is not None:
             self.child.close(error)
 
 

@@ -193,7 +193,7 @@ def _missing(owner: type, known: Collection[Any]) -> Iterator[str]:
     """What rodi will not find when it builds `owner`, by rodi's own rules."""
     try:
         parameters, attributes = list(_parameters(owner)), list(_attributes(owner))
-    except NameError as error:
+    except Exception as error:  # noqa: BLE001  # to evaluate an annotation is to run the user's code
         yield unreadable(owner, error)
         return
     for parameter in parameters:

@@ -79,10 +79,8 @@ def parameters_of(owner: type) -> tuple[Parameter, ...]:
             found = list(inspect.signature(_real_init(owner), eval_str=True).parameters.values())[1:]
         else:
             found = list(inspect.signature(owner, eval_str=True).parameters.values())
-    except NameError as error:
+    except Exception as error:  # to evaluate an annotation is to run the user's code
         raise ValueError(unreadable(owner, error)) from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{type_name(owner)}: its constructor cannot be read, {error}") from error
     return tuple(
         Parameter(owner, it.name, it.annotation, it.default, it.kind is inspect.Parameter.KEYWORD_ONLY)
         for it in found
@@ -147,12 +145,10 @@ def unprovided(wanted: Any) -> str:
     return f"{type_name(wanted)}: nothing provides it, and only concrete classes with a `handle` are built unasked"
 
 
-def unreadable(owner: type, error: NameError) -> str:
-    """The entry of a ResolutionError for a class whose annotations do not evaluate."""
-    return (
-        f"{type_name(owner)}: what it asks for cannot be read, {error}. Import that name at run time, outside "
-        "`if TYPE_CHECKING:`"
-    )
+def unreadable(owner: type, error: Exception) -> str:
+    """The entry of a ResolutionError for a class without a signature, or with annotations that do not evaluate."""
+    hint = ". Import that name at run time, outside `if TYPE_CHECKING:`" if isinstance(error, NameError) else ""
+    return f"{type_name(owner)}: what it asks for cannot be read, {error}{hint}"
 
 
 def unprepared(wanted: Any) -> str:

@@ -106,7 +106,7 @@ def test_a_loop_in_which_not_every_call_is_handled_is_no_measurement() -> None:
         calls = 0
 
         def bare(self) -> Subject:
-            return subject(lambda _: handler(), handler)
+            return subject(lambda _message: handler(), handler)
 
         def send(self) -> Subject:
             async def call(_: object) -> object:

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ from sqlalchemy.sql import Executable
 from pipeline_mediator import message_brokers
 from pipeline_mediator.cli.demo.run import Demo, open_demo
 from pipeline_mediator.cli.demo.visits import plan_visits
+from pipeline_mediator.cli.errors import CommandError
 from pipeline_mediator.cli.main import main
 from pipeline_mediator.examples.orders.tables import Order, OrderLine, Product, Reorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from tests.servers import Running
+    from tests.servers import PostgresServer, RedisServer, Running
 
 ROOT = Path(__file__).parents[2]
 ADDS_UP = "It adds up"
@@ -225,6 +227,25 @@ def test_wrong_credentials(postgres_database: str, redis_server: Running, capsys
 
     stranger = redis_server.url.replace("://", "://stranger:secret@")
     assert "refused the credentials" in fails(["--redis", stranger], capsys)
+
+
+async def test_a_redis_that_dies_meanwhile_is_one_line(own_redis: RedisServer) -> None:
+    with pytest.raises(CommandError, match="the subscriber lost Redis"):
+        async with open_demo(redis_url=own_redis.url, orders=20) as demo:
+            await demo.send(at_the_fifth(own_redis.kill))
+
+
+async def test_a_database_that_dies_meanwhile_is_one_line(own_postgres: PostgresServer) -> None:
+    url = own_postgres.url.replace("://", "+asyncpg://")
+    with pytest.raises(CommandError, match="cannot be used"):
+        async with open_demo(url, orders=20) as demo:
+            await demo.send(at_the_fifth(own_postgres.kill))
+            await demo.count()
+
+
+def at_the_fifth(action: Callable[[], None]) -> Callable[[], None]:
+    numbers = count(1)
+    return lambda: action() if next(numbers) == 5 else None
 
 
 def test_tables_of_others_are_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

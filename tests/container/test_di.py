@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -342,6 +343,10 @@ class Unannotated(Handler):
     def __init__(self, mailer) -> None: ...  # type: ignore[no-untyped-def]  # what is tested
 
 
+class Misspelt(Handler):
+    def __init__(self, number: io.Bites) -> None: ...  # type: ignore[name-defined]  # what is tested
+
+
 class OnlyForTheChecker(Handler):
     def __init__(self, card: Postcard) -> None: ...
 
@@ -358,13 +363,22 @@ def test_what_di_would_make_up_is_missing() -> None:
     external_container = Container()
     external_container.bind(bind_by_type(Dependent(needs_retries, scope="request"), Mailer))
     entries = missing(
-        DIContainer(external_container), MadeUp, Unannotated, OnlyForTheChecker, EitherOr, Sends, int, SendMail
+        DIContainer(external_container),
+        MadeUp,
+        Unannotated,
+        OnlyForTheChecker,
+        Misspelt,
+        EitherOr,
+        Sends,
+        int,
+        SendMail,
     )
     expected = (
         "MadeUp(sender: Sends): nothing provides Sends",
         "MadeUp(retries: int): nothing provides int",
         "Unannotated(mailer): it has no annotation and no default",
         "OnlyForTheChecker: what it asks for cannot be read, name 'Postcard' is not defined",
+        "Misspelt: what it asks for cannot be read, module 'io' has no attribute 'Bites'",
         "EitherOr(way: ",
         "Sends: no bind provides it, and it cannot be made from its annotations",
         "int: no bind provides it, and it cannot be made from its annotations",

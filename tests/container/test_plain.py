@@ -175,6 +175,10 @@ class Written(dict[str, str], Handler):
     """Has a constructor that was written in C."""
 
 
+class Misspelt(Handler):
+    def __init__(self, number: io.Bites) -> None: ...  # type: ignore[name-defined]  # what is tested
+
+
 class EitherOr(Handler):
     def __init__(self, way: Mailer | Session) -> None: ...
 
@@ -193,7 +197,8 @@ class ForgottenDefault(Handler):
         (Unannotated, "Unannotated(mailer): it has no annotation and no default"),
         (ForgottenDefault, "nothing provides Mailer"),
         (EitherOr, "EitherOr(way: "),
-        (Written, "Written: its constructor cannot be read, no signature found"),
+        (Misspelt, "Misspelt: what it asks for cannot be read, module 'io' has no attribute 'Bites'"),
+        (Written, "Written: what it asks for cannot be read, no signature found"),
         (
             OnlyForTheChecker,
             "OnlyForTheChecker: what it asks for cannot be read, name 'Postcard' is not defined. Import that name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
@@ -179,17 +180,22 @@ class WithFields(Handler):
     mailer: Mailer
 
 
+class Misspelt(Handler):
+    def __init__(self, number: io.Bites) -> None: ...  # type: ignore[name-defined]  # what is tested
+
+
 class OnlyForTheChecker(Handler):
     def __init__(self, card: Postcard) -> None: ...
 
 
 def test_missing_entries_say_what_rodi_wants(services: Any) -> None:
-    entries = missing(services, Limited, WithAttributes, WithFields, OnlyForTheChecker)
+    entries = missing(services, Limited, WithAttributes, WithFields, Misspelt, OnlyForTheChecker)
     expected = (
         "Limited(mailer: Mailer): nothing provides Mailer",
         "Limited(limit: int): nothing provides int; rodi wants it registered although it has a default",
         "WithAttributes.mailer: nothing provides Mailer, which rodi would assign, as it does with annotated attributes",
         "WithFields(mailer: Mailer): nothing provides Mailer",
+        "Misspelt: what it asks for cannot be read, module 'io' has no attribute 'Bites'",
         "OnlyForTheChecker: what it asks for cannot be read, name 'Postcard' is not defined. Import that name at run",
     )
     for entry, start in zip(entries, expected, strict=True):

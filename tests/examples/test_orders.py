@@ -135,6 +135,17 @@ async def test_it_answers_a_client_on_sqlite(tmp_path: Path, monkeypatch: pytest
         await walk_through(client)
 
 
+async def test_it_keeps_its_orders_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERS_DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/orders.db")
+    monkeypatch.delenv("ORDERS_REDIS_URL", raising=False)
+    async with serving(create_app()) as client:
+        await client.post("/orders", json=an_order(desk=20))
+
+    async with serving(create_app()) as client:
+        assert (await client.get("/orders/1")).json()["status"] == "placed"
+        assert (await client.post("/orders", json=an_order("A-2", desk=6))).json()["error"] == "OutOfStockError"
+
+
 async def test_it_answers_a_client_on_postgresql_and_publishes_to_redis(
     postgres_database: str, redis_server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

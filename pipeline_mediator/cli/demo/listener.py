@@ -108,8 +108,9 @@ async def _in_background(coroutine: Any) -> AsyncGenerator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
+        failure = None if task.cancelled() else task.exception()
+    if failure is not None:
+        raise failure
 
 
 def _lost(error: Exception) -> CommandError:

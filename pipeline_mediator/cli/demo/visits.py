@@ -31,7 +31,7 @@ class Visit:
 
 
 def plan_visits(number: int, seed: int) -> list[Visit]:
-    """So many visits; from a dozen on, there is at least one of each kind."""
+    """So many visits, in no order; the first of them are one of each kind, so that small numbers are varied too."""
     random = Random(seed)  # noqa: S311 - nothing is kept secret by it
     kinds = [*_KINDS, *random.choices(list(_KINDS), list(_KINDS.values()), k=max(0, number - len(_KINDS)))][:number]
     random.shuffle(kinds)
