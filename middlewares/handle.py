@@ -127,8 +127,8 @@ class LocalHandlers:
             for handler in self.handlers:
                 if not handler.is_async:
                     yield (
-                        f"{handler.name} is a plain function in a worker thread: a Timeout cannot stop it, it is waited "
-                        "for. Make it async, or give its blocking calls timeouts of their own."
+                        f"{handler.name} is a plain function in a worker thread: a Timeout cannot stop it, it is "
+                        "waited for. Make it async, or give its blocking calls timeouts of their own."
                     )
 
     async def __call__(self, context: Context, call_next: Next) -> Any:
@@ -270,7 +270,7 @@ class _Group:
         for terminal in self._terminals:
             try:
                 await terminal(context)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised with the others
                 errors.append(error)
         if errors:
             try:

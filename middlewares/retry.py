@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from pipeline_mediator.context import AMBIENT
 from pipeline_mediator.errors import (
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -107,6 +108,8 @@ class RetryMiddleware:
         while True:
             await anyio.sleep(wait)
             context = first.further_attempt(tries.number, before)
+            # What the handler sends in this attempt joins this attempt, not the one that has failed.
+            token = AMBIENT.set(context)
             try:
                 return await call_next(context)
             except Exception as error:
@@ -114,6 +117,8 @@ class RetryMiddleware:
                 if next_wait is None:
                     raise
                 wait = next_wait
+            finally:
+                AMBIENT.reset(token)
 
     def may_retry(self, error: BaseException, state: RetryCallState) -> bool:
         """Whether another attempt may help against this error, and is safe."""

@@ -28,9 +28,10 @@ class TimeoutMiddleware:
 
     role = "timeout"
 
+    # Mapping's key is invariant: with `type` for Any, a dict[type[PlaceOrder], ...] in a variable would be refused.
     def __init__(
         self,
-        seconds: float | Mapping[type, float] | None = None,
+        seconds: float | Mapping[Any, float] | None = None,
         *,
         default: float | None = None,
         total: bool = False,

@@ -117,7 +117,6 @@ class TransactionMiddleware:
             running.begin(resource, self.unit_of_work, savepoints=self._savepoints)
             result = await call_next(context)
             await unit.walk_events()
-            unit.refuse_if_doomed()
             await running.flush()
         except BaseException as error:
             await finish(running.roll_back(error), seconds=running.bound)

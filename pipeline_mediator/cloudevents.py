@@ -1,7 +1,7 @@
 """CloudEvents 1.0 around a JSON payload: structured (all in the body) or binary (attributes beside the body).
 
-https://github.com/cloudevents/spec, with its JSON format and its extensions "Distributed Tracing", "Partitioning" and
-"Correlation"; `dataversion`, `baggage` and `headers` are extensions of ours.
+https://github.com/cloudevents/spec, with its JSON format and its extensions "Distributed Tracing", "Partitioning",
+"Sequence" and "Correlation"; `dataversion`, `baggage` and `headers` are extensions of ours.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class CloudEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
     correlationid: str | None = None
     causationid: str | None = None
     partitionkey: str | None = None
+    sequence: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
@@ -150,12 +151,19 @@ def _read_structured(body: bytes, content_type: str | None) -> CloudEvent:
 
 def _read_binary(body: bytes, content_type: str | None, attributes: Mapping[str, str]) -> CloudEvent:
     known: dict[str, Any] = {name: attributes[name] for name in _ATTRIBUTES if name in attributes}
-    if known.get("dataversion", "").isdecimal():
-        known["dataversion"] = int(known["dataversion"])
+    if "dataversion" in known:
+        known["dataversion"] = _attempt("$.dataversion", int, known["dataversion"])
+    if known.get("time", "").isdecimal():
+        known["time"] = _attempt("$.time", _from_milliseconds, known["time"])
     event: CloudEvent = _attempt("$", msgspec.convert, known, CloudEvent)
     event.datacontenttype = content_type
     event.data = msgspec.Raw(body)
     return event
+
+
+def _from_milliseconds(time: str) -> datetime:
+    """AMQP has a type for points in time; this is what some clients make of it."""
+    return datetime.fromtimestamp(int(time) / 1000, UTC)
 
 
 def _attempt(root: str, read: Callable[..., Any], *arguments: Any) -> Any:

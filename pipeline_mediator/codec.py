@@ -6,19 +6,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pipeline_mediator.errors import (
+    CodecError,
     ConfigurationError,
     MessageTooLargeError,
+    MissingUpcasterError,
     UnknownMessageError,
+    name_of,
 )
 from pipeline_mediator.messages import message_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import msgspec
+
     from pipeline_mediator.payload import PayloadForm
+
+    Upcaster: TypeAlias = Callable[[Any], Any]
+    U = TypeVar("U", bound=Upcaster)
 
 __all__ = ["Codec", "Decoded", "Encoded", "Facts"]
 
@@ -35,6 +43,8 @@ class Facts:
     """At most 64, 8 KiB together; `traceparent`, `tracestate` and `baggage` are among them."""
     time: datetime | None = None
     """When it was emitted, aware. None: when it is encoded."""
+    sequence: str | None = None
+    """Its place among the messages of its source, to be compared as text; an outbox gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +76,10 @@ class Codec:
         encoded = codec.encode(OrderPlaced(order_id=1), Facts(message_id="42"))
         codec.decode(encoded.body, encoded.content_type).message        # OrderPlaced(order_id=1)
 
-    A type is found by what `@message` called it, never imported by what the wire says. `source` says who sends (a URI
-    reference, such as "shop" or "https://shop.example"). `max_size` is in bytes, envelope included; it is checked
-    before anything is read. `clock` gives an aware time.
+    A type is found by what `@message` called it, never imported by what the wire says; a payload of an older version
+    goes through the `upcaster`s first. `source` says who sends (a URI reference, such as "shop" or
+    "https://shop.example"). `max_size` is in bytes, envelope included; it is checked before anything is read. `clock`
+    gives an aware time.
 
     Raises `ConfigurationError` for two types with one name and version, or a `source` that is none.
     """
@@ -88,6 +99,7 @@ class Codec:
         self._max_size = max_size
         self._clock = clock
         self._types: dict[tuple[str, int], type] = {}
+        self._upcasters: dict[tuple[str, int], Upcaster] = {}
         self._forms: dict[type, PayloadForm] = {}
         self.register(*types)
 
@@ -100,6 +112,7 @@ class Codec:
         """Add types to the catalog; one that is in it already is fine."""
         for message_type in types:
             name = message_name(message_type)
+            self._refuse_both(name.name, name.version, message_type, self._upcasters.get((name.name, name.version)))
             existing = self._types.setdefault((name.name, name.version), message_type)
             if existing is not message_type:
                 raise ConfigurationError(
@@ -107,6 +120,33 @@ class Codec:
                     f"{name.version} on the wire, so neither could be told from the other. Give one of them another "
                     "name or version with @message(...)."
                 )
+
+    def upcaster(self, name: str, version: int, /) -> Callable[[U], U]:
+        """Register a function that turns the payload of an older version into that of the next one.
+
+            @codec.upcaster("orders.placed", 1)
+            def add_currency(payload: dict[str, Any]) -> dict[str, Any]:
+                return {**payload, "currency": "EUR"}
+
+        Upcasters follow each other until a version is reached that has a type. A payload is plain data, as JSON has it;
+        it may be changed in place, and has to be returned.
+
+        Raises `ConfigurationError` for a version below 1, or one that has an upcaster or a type already.
+        """
+        if version < 1:
+            raise ConfigurationError(f"upcaster({name!r}, {version}): versions start at 1")
+
+        def decorate(upcaster: U) -> U:
+            self._refuse_both(name, version, self._types.get((name, version)), upcaster)
+            existing = self._upcasters.setdefault((name, version), upcaster)
+            if existing is not upcaster:
+                raise ConfigurationError(
+                    f"{name_of(existing)} and {name_of(upcaster)} both are the upcaster of {name!r} from version "
+                    f"{version} to {version + 1}. Remove one."
+                )
+            return upcaster
+
+        return decorate
 
     def encode(self, message: object, facts: Facts, *, binary: bool = False) -> Encoded:
         """The message as bytes: structured, or in `binary` mode for a transport that carries headers.
@@ -133,6 +173,7 @@ class Codec:
             correlationid=facts.correlation_id,
             causationid=facts.causation_id,
             partitionkey=facts.key,
+            sequence=facts.sequence,
         )
         body, content_type, headers = cloudevents.write_event(event, binary=binary)
         self._check_size(name.name, body, headers)
@@ -141,8 +182,8 @@ class Codec:
     def decode(self, body: bytes, content_type: str | None = None, headers: Mapping[str, str] | None = None) -> Decoded:
         """The message in what arrived; None as the content type is what a transport without one has.
 
-        Raises `DecodeError` (what is wrong and where, without the payload), `UnknownMessageError`,
-        `MessageTooLargeError`.
+        Raises `DecodeError` (what is wrong and where, without the payload), `UnknownMessageError` (no such name, or a
+        version newer than any here), `MissingUpcasterError` (an older one), `MessageTooLargeError`.
         """
         from pipeline_mediator import cloudevents
 
@@ -151,8 +192,9 @@ class Codec:
         event = cloudevents.read_event(body, content_type, headers)
         version = event.dataversion or 1
         message_type = self._types.get((event.type, version))
+        payload: msgspec.Raw | bytes = event.data
         if message_type is None:
-            raise self._unknown(event.type, version)
+            message_type, payload = self._upcast(event.type, version, payload)
         facts = Facts(
             message_id=event.id,
             correlation_id=event.correlationid,
@@ -160,8 +202,28 @@ class Codec:
             key=event.partitionkey,
             headers=cloudevents.headers_of(event),
             time=event.time,
+            sequence=event.sequence,
         )
-        return Decoded(self._form(message_type).decode(event.data), facts, event.source)
+        return Decoded(self._form(message_type).decode(payload), facts, event.source)
+
+    def _upcast(self, name: str, version: int, payload: msgspec.Raw | bytes) -> tuple[type, bytes]:
+        from pipeline_mediator.payload import upcast
+
+        reached = version
+        upcasters: list[Upcaster] = []
+        while (message_type := self._types.get((name, reached))) is None:
+            upcaster = self._upcasters.get((name, reached))
+            if upcaster is None:
+                raise self._unreadable(name, version, reached)
+            upcasters.append(upcaster)
+            reached += 1
+        return message_type, upcast(name, version, payload, upcasters)
+
+    def _unreadable(self, name: str, version: int, reached: int) -> CodecError:
+        newer = [known for known_name, known in self._types if known_name == name and known > reached]
+        if newer:
+            return MissingUpcasterError(name, version, reached, min(newer))
+        return self._unknown(name, version)
 
     def _form(self, message_type: type) -> PayloadForm:
         form = self._forms.get(message_type)
@@ -170,6 +232,14 @@ class Codec:
 
             form = self._forms[message_type] = payload_form(message_type)
         return form
+
+    def _refuse_both(self, name: str, version: int, message_type: type | None, upcaster: Upcaster | None) -> None:
+        if message_type is not None and upcaster is not None:
+            raise ConfigurationError(
+                f"{name!r} in version {version} has a type, {_place(message_type)}, and an upcaster, "
+                f"{name_of(upcaster)}, so what arrives could become either. Remove the upcaster, or leave that type out "
+                "of the codec, the maps and the destinations."
+            )
 
     def _check_size(self, name: str, body: bytes, headers: Mapping[str, str]) -> None:
         size = len(body) + sum(len(header) + len(value) for header, value in headers.items())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
-__all__ = ["current_task", "finish"]
+    from anyio.abc import TaskGroup
+
+__all__ = ["Beside", "current_task", "finish"]
 
 T = TypeVar("T")
 
@@ -61,6 +64,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
 async def _finish_task(task: asyncio.Task[T], seconds: float) -> T:
     import anyio
 
+    cancellation, late = None, True
     try:
         with anyio.CancelScope(shield=True):
             cancellation = await _wait(task, seconds)
@@ -85,10 +89,54 @@ async def _wait(task: asyncio.Task[Any], seconds: float) -> tuple[object, ...] |
     deadline = loop.time() + seconds
     while not task.done() and (left := deadline - loop.time()) > 0:
         try:
-            await asyncio.wait((task,), timeout=left)
+            await asyncio.wait((task,), timeout=None if left == math.inf else left)
         except asyncio.CancelledError as error:
             cancellation = error.args
     return cancellation
+
+
+class Beside:
+    """A coroutine function that runs beside its starter until it is cancelled and awaited, from whatever task.
+
+    A task group would have to be left in the task that entered it. A stream cannot promise that: a generator that holds
+    one may be closed by the garbage collector. trio has nothing but nurseries, so there it is one.
+    """
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._function = function
+        self._task: asyncio.Task[None] | None = None
+        self._nursery: TaskGroup | None = None
+
+    async def start(self) -> None:
+        """Start it."""
+        import anyio
+
+        loop = _asyncio_loop()
+        if loop is not None:
+            self._task = loop.create_task(self._function())
+        else:
+            self._nursery = await anyio.create_task_group().__aenter__()
+            self._nursery.start_soon(self._function)
+
+    def cancel(self) -> None:
+        """Cancel it if it still runs."""
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def end(self) -> None:
+        """Await its end; a cancellation that comes meanwhile is raised afterwards."""
+        import anyio
+
+        if self._nursery is not None:
+            await self._nursery.__aexit__(None, None, None)
+        if self._task is not None:
+            cancellation = None
+            with anyio.CancelScope(shield=True):
+                cancellation = await _wait(self._task, math.inf)
+            if cancellation is not None:
+                raise asyncio.CancelledError(*cancellation)
 
 
 def _error_of(task: asyncio.Task[Any]) -> BaseException | None:

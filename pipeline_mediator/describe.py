@@ -1,4 +1,4 @@
-"""What `Mediator.describe()` prints: the chains as they were compiled, as text, JSON, or a Mermaid flow chart."""
+"""What a mediator says about itself: its compiled chains as text, JSON or Mermaid, and what may surprise in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.pipeline import Chain
 
-__all__ = ["describe"]
+__all__ = ["describe", "warnings_of"]
 
 
 def describe(mediator: Mediator, message_type: type | None, form: Literal["text", "json", "mermaid"]) -> str:
@@ -31,6 +31,16 @@ def describe(mediator: Mediator, message_type: type | None, form: Literal["text"
     raise ConfigurationError(f'describe(format={form!r}): it is "text", "json" or "mermaid"')
 
 
+def warnings_of(mediator: Mediator) -> list[str]:
+    """What the links say about the chains that they stand in, each text once, with the routes that it is about."""
+    found: dict[str, dict[str, None]] = {}
+    for chain in (one for message_type in mediator.routes.message_types() for one in mediator.routes.all_of(message_type)):
+        for link in chain.links:
+            for text in link.warnings_for(chain):
+                found.setdefault(text, {})[str(chain.route)] = None
+    return [f"{', '.join(routes)}: {text}" for text, routes in found.items()]
+
+
 def _facts(chain: Chain) -> dict[str, Any]:
     route = chain.route
     return {
@@ -45,7 +55,8 @@ def _facts(chain: Chain) -> dict[str, Any]:
 def _text(chain: Chain) -> str:
     width = max(len(link.name) for link in chain.links)
     rows = [
-        f"  {number:>2}  {link.name:<{width}}  {link.summary}".rstrip() for number, link in enumerate(chain.links, start=1)
+        f"  {number:>2}  {link.name:<{width}}  {link.summary}".rstrip()
+        for number, link in enumerate(chain.links, start=1)
     ]
     return "\n".join([str(chain.route), *rows])
 
@@ -66,7 +77,7 @@ def _mermaid(chains: Iterable[Chain]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """With the characters that Mermaid, or the HTML that it makes, would take for its own; `main.<locals>.f` has some."""
+    """Without the characters that Mermaid, or the HTML that it makes, takes for its own; `main.<locals>.f` has some."""
     return text.translate(_ENTITIES)
 
 

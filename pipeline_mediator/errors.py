@@ -18,6 +18,7 @@ MediatorError
 │       ├── EncodeError
 │       ├── DecodeError
 │       ├── UnknownMessageError
+│       ├── MissingUpcasterError
 │       └── MessageTooLargeError
 ├── EmitError                          an event emitted where it cannot be delivered
 ├── TransactionError
@@ -60,6 +61,7 @@ __all__ = [
     "MediatorError",
     "MessageTooLargeError",
     "MissingExtraError",
+    "MissingUpcasterError",
     "OrderError",
     "PermanentError",
     "ResolutionError",
@@ -122,8 +124,8 @@ class FrozenMapError(BindError):
 
     def __str__(self) -> str:
         return (
-            f"{self.map_name} is frozen: a mediator has compiled it, so {self.message_type.__name__} cannot be bound any "
-            "more. Bind every handler before the Mediator is constructed."
+            f"{self.map_name} is frozen: a mediator has compiled it, so {self.message_type.__name__} cannot be bound "
+            "any more. Bind every handler before the Mediator is constructed."
         )
 
 
@@ -257,6 +259,27 @@ class UnknownMessageError(CodecError):
         )
 
 
+class MissingUpcasterError(CodecError):
+    """A message of an older version than is known here, and nothing that turns it into that one.
+
+    `version` is the one that arrived, `reached` the one that has no upcaster, `known` the nearest that has a type.
+    """
+
+    def __init__(self, name: str, version: int, reached: int, known: int) -> None:
+        self.name = name
+        self.version = version
+        self.reached = reached
+        self.known = known
+        super().__init__(name, version, reached, known)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r} in version {self.version} cannot be read: here it is known in version {self.known}, and "
+            f"nothing turns version {self.reached} into {self.reached + 1}. Register a function that does: "
+            f"@codec.upcaster({self.name!r}, {self.reached})."
+        )
+
+
 class MessageTooLargeError(CodecError):
     """An encoded message above the size limit."""
 
@@ -299,8 +322,9 @@ class TransactionDoomedError(TransactionError):
 
     def __str__(self) -> str:
         return (
-            f"{self.root_type.__name__} may not commit: {self.message_type.__name__}, sent from its handler, failed inside "
-            f"its transaction with {self.error}, and what it had written cannot be told apart. Let the error pass, or give "
+            f"{self.root_type.__name__} may not commit: {self.message_type.__name__}, sent from its handler, failed "
+            f"inside its transaction with {self.error}, and what it had written cannot be told apart. Let the error "
+            "pass, or give "
             'joined messages a savepoint with TransactionMiddleware(..., nested="savepoint").'
         )
 
@@ -317,8 +341,9 @@ class CommitOutcomeUnknownError(TransactionError):
 
     def __str__(self) -> str:
         return (
-            f"the outcome of the commit of {self.message_type.__name__} is unknown: no answer to COMMIT came back. Look "
-            "in the database before repeating it, or make the message idempotent and let RetryMiddleware name this error."
+            f"the outcome of the commit of {self.message_type.__name__} is unknown: no answer to COMMIT came back. "
+            "Look in the database before repeating it, or make the message idempotent and let RetryMiddleware name "
+            "this error."
         )
 
 
@@ -336,8 +361,8 @@ class CommittedButNotPublishedError(TransactionError):
     def __str__(self) -> str:
         names = ", ".join(type(event).__name__ for event in self.events)
         return (
-            f"the transaction committed, but {len(self.events)} of its events did not reach the broker: {names}. Do not "
-            "send the request again; publish the events. An outbox stores them in the transaction instead."
+            f"the transaction committed, but {len(self.events)} of its events did not reach the broker: {names}. Do "
+            "not send the request again; publish the events. An outbox stores them in the transaction instead."
         )
 
 

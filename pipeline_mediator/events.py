@@ -111,9 +111,9 @@ class EventMap:
     `at="emit"` runs the handlers in the emitter's transaction, `at="delivery"` when the event comes back from a broker.
     Without it: at delivery for an integration event that has a destination, at emission for everything else.
 
-    `fan_out`: "sequential" (the first error stops), "collect" (all run, then an ExceptionGroup), or "concurrent" (a task
-    each; the first error cancels the others and is raised in an ExceptionGroup). Concurrent handlers may not share a
-    transaction; `scope_per_handler=True` gives each a scope of its own, without the transaction's session.
+    `fan_out`: "sequential" (the first error stops), "collect" (all run, then an ExceptionGroup), or "concurrent" (a
+    task each; the first error cancels the others and is raised in an ExceptionGroup). Concurrent handlers may not share
+    a transaction; `scope_per_handler=True` gives each a scope of its own, without the transaction's session.
 
     Raises `HandlerSignatureError`, `FrozenMapError` once a mediator has compiled the map, and `BindError` for what else
     cannot be, such as a handler that would run twice for one event.
@@ -154,7 +154,7 @@ class EventMap:
     def _bind(
         self, event: Any, targets: tuple[Any, ...], at: At | None, fan_out: FanOut, *, scope_per_handler: bool
     ) -> Self:
-        if not isinstance(event, type) or not issubclass(event, Event):
+        if not _is_event_type(event):
             raise BindError(
                 f"{name_of(event)} is no event type: derive it from DomainEvent (stays in the process) or "
                 "IntegrationEvent (for other systems)"
@@ -182,7 +182,8 @@ class EventMap:
                 if _same(one.target, handler.target) and _meet(other, binding):
                     raise BindError(
                         f"{handler.name} is bound twice, to {other.event_type.__name__} and to "
-                        f"{binding.event_type.__name__}: it would run twice for one event. Remove one of the two binds; to "
+                        f"{binding.event_type.__name__}: it would run twice for one event. Remove one of the two "
+                        "binds; to "
                         'run it at emission and at delivery, say at="emit" in one and at="delivery" in the other.'
                     )
             earlier.append((handler, binding))
@@ -205,6 +206,10 @@ class EventMap:
 
     def __len__(self) -> int:
         return len({binding.event_type for binding in self._bindings})
+
+
+def _is_event_type(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Event)
 
 
 def _same(one: object, other: object) -> bool:

@@ -69,8 +69,9 @@ def read_handler(target: Any, message_type: type, *, result: Any, stream: bool =
     resolved = [p for p in further if p is not context_parameter and p.default is inspect.Parameter.empty]
     if form != "function" and resolved:
         refuse(
-            f"handle() takes (message) or (message, context), but it also asks for {', '.join(p.name for p in resolved)}. "
-            "Ask for dependencies in __init__; a context is known by its annotation Context, or by the name `context`."
+            "handle() takes (message) or (message, context), but it also asks for "
+            f"{', '.join(p.name for p in resolved)}. Ask for dependencies in __init__; a context is known by its "
+            "annotation Context, or by the name `context`."
         )
     _check_result(function, hints.get("return", UNKNOWN), result, stream=stream, refuse=refuse)
     handler = Handler(
@@ -100,7 +101,8 @@ def message_type_of(function: Callable[..., Any]) -> type:
             f"its first parameter {positional.name!r} must be annotated with the message type, and that type must be "
             "importable at run time"
         )
-    return typing.cast("type", hint)
+    message_type: type = hint
+    return message_type
 
 
 class _Refusal:
@@ -151,7 +153,7 @@ def _parameters_of(
     return taken[0], taken[1:]
 
 
-def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+def _called(function: Any) -> Any:
     """What runs in the end: the function under `functools.partial`, the `__call__` of a callable object."""
     while isinstance(function, partial):
         function = function.func
@@ -160,19 +162,19 @@ def _called(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations by parameter name; those that cannot be resolved are `UNKNOWN`, the others still count."""
-    plain = inspect.unwrap(_called(function))
+    plain: Any = inspect.unwrap(_called(function))
     try:
         return typing.get_type_hints(plain)
-    except Exception:  # noqa: BLE001 - one bad annotation must not hide the others
-        pass
-    hints: dict[str, Any] = {}
-    names = {**getattr(plain, "__globals__", {})}
-    for name, annotation in getattr(plain, "__annotations__", {}).items():
-        try:
-            hints[name] = eval(annotation, names) if isinstance(annotation, str) else annotation  # noqa: S307 - own source
-        except Exception:  # noqa: BLE001 - whatever it raises, it is unknown
-            hints[name] = UNKNOWN
-    return hints
+    except Exception:  # noqa: BLE001 - one annotation, whatever it raises, must not hide the others
+        names = {**getattr(plain, "__globals__", {})}
+        return {name: _hint(annotation, names) for name, annotation in getattr(plain, "__annotations__", {}).items()}
+
+
+def _hint(annotation: object, names: dict[str, Any]) -> Any:
+    try:
+        return eval(annotation, names) if isinstance(annotation, str) else annotation  # noqa: S307 - own source
+    except Exception:  # noqa: BLE001 - whatever it raises, it is unknown
+        return UNKNOWN
 
 
 def _is_context(parameter: inspect.Parameter, hints: dict[str, Any]) -> bool:
@@ -283,14 +285,16 @@ def declared_result(message_type: type, kinds: tuple[type, ...]) -> Any:
 
 def _bases_of(hint: Any, kinds: tuple[type, ...]) -> list[Any]:
     """The bases of `Page[int]` that lead to one of the kinds, as they were written, with `int` put in."""
-    origin = typing.get_origin(hint) or hint
+    origin: Any = typing.get_origin(hint) or hint
     given = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(hint), strict=False))
-    bases: list[Any] = []
-    for base in vars(origin).get("__orig_bases__", origin.__bases__):
-        parameters = getattr(base, "__parameters__", ()) if typing.get_origin(base) else ()
-        if issubclass(typing.get_origin(base) or base, kinds):
-            bases.append(base[tuple(given.get(one, Any) for one in parameters)] if parameters else base)
-    return bases
+    written: tuple[Any, ...] = origin.__dict__.get("__orig_bases__", origin.__bases__)
+    leading = [base for base in written if issubclass(typing.get_origin(base) or base, kinds)]
+    return [_with_arguments(base, given) for base in leading]
+
+
+def _with_arguments(base: Any, given: dict[Any, Any]) -> Any:
+    parameters: tuple[Any, ...] = base.__parameters__ if typing.get_origin(base) else ()
+    return base[tuple(given.get(one, Any) for one in parameters)] if parameters else base
 
 
 def assignable(given: Any, wanted: Any) -> bool:
@@ -298,7 +302,10 @@ def assignable(given: Any, wanted: Any) -> bool:
 
     Errs on the side of yes: a type checker knows better, this catches what no checker was run on.
     """
-    if any(one is UNKNOWN or one is Any or isinstance(one, TypeVar | str) for one in (given, wanted)) or wanted is object:
+    if (
+        any(one is UNKNOWN or one is Any or isinstance(one, TypeVar | str) for one in (given, wanted))
+        or wanted is object
+    ):
         return True
     given, wanted = _plain(given), _plain(wanted)
     if _is_union(given):

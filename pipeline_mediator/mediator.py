@@ -222,17 +222,10 @@ class Mediator:
 
         Also resolves every handler's dependencies dry. Raises what construction and the first message would raise.
         """
+        from pipeline_mediator.describe import warnings_of
+
         self.prepare()
-        found: dict[str, None] = {}
-        for message_type in self.routes.message_types():
-            for chain in self.routes.all_of(message_type):
-                for link in chain.links:
-                    for source in (link.middleware, link.source):
-                        warnings_for = getattr(source, "warnings_for", None)
-                        if warnings_for is not None:
-                            found.update(dict.fromkeys(f"{chain.route}: {text}" for text in warnings_for(chain)))
-                            break
-        return list(found)
+        return warnings_of(self)
 
     def prepare(self) -> None:
         """Let the container resolve every handler dry, once."""

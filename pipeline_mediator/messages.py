@@ -41,7 +41,8 @@ def message(name: str, /, *, version: int = 1, key: str | None = None) -> Callab
     """
     if not isinstance(name, str) or not name or any(character.isspace() for character in name):
         raise BindError(
-            f"{name_of(name) if isinstance(name, type) else repr(name)} is no wire name: give a text that is not empty and "
+            f"{name_of(name) if isinstance(name, type) else repr(name)} is no wire name: give a text that is not empty "
+            "and "
             'has no white space, as in @message("orders.placed")'
         )
     if version < 1:
@@ -73,7 +74,8 @@ def key_of(message: object, key: str | None = None) -> str | None:
     value = getattr(message, field, _MISSING)
     if value is _MISSING:
         raise ConfigurationError(
-            f"@message of {type(message).__name__} names {field!r} as its key, but it has no such field; name one that it has"
+            f"@message of {type(message).__name__} names {field!r} as its key, but it has no such field; name one that "
+            "it has"
         )
     return None if value is None else str(value)
 

@@ -1,4 +1,4 @@
-"""A message type's JSON: msgspec for dataclasses, attrs classes and Structs, pydantic's own methods for its models."""
+"""A message's JSON: msgspec for dataclasses, attrs classes and Structs, pydantic's own methods for its models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from pipeline_mediator.errors import DecodeError, EncodeError
+from pipeline_mediator.errors import DecodeError, EncodeError, name_of
 from pipeline_mediator.payload_faults import (
     ADVICE,
     attempt,
@@ -20,9 +20,9 @@ from pipeline_mediator.payload_faults import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["PayloadForm", "payload_form"]
+__all__ = ["PayloadForm", "payload_form", "upcast"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,28 @@ def payload_form(message_type: type) -> PayloadForm:
     another process, where the message would be given up on.
     """
     return _model_form(message_type) if _is_model(message_type) else _msgspec_form(message_type)
+
+
+def upcast(
+    name: str, version: int, payload: msgspec.Raw | bytes, upcasters: Iterable[Callable[[Any], Any]]
+) -> bytes:
+    """The JSON of an older version after these upcasters, the first of which takes it in `version`.
+
+    Raises `DecodeError` for what is no JSON, and for an upcaster that fails, named but not quoted.
+    """
+    value, error = attempt(msgspec.json.decode, payload)
+    if error is not None:
+        raise DecodeError(name, *what_is_wrong(error))
+    for number, upcaster in enumerate(upcasters, version):
+        value, error = attempt(upcaster, value)
+        if error is None and value is not None:
+            continue
+        failed = "returned None instead of a payload" if error is None else f"failed with {type(error).__name__}"
+        raise DecodeError(name, "$", f"its upcaster {name_of(upcaster)}, from version {number}, {failed}")
+    written, error = attempt(_ENCODER.encode, value)
+    if error is not None:
+        raise DecodeError(name, "$", f"what its upcasters made of version {version} has no form in JSON")
+    return bytes(written)
 
 
 def _msgspec_form(message_type: type) -> PayloadForm:

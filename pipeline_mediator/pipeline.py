@@ -43,7 +43,7 @@ Middleware: TypeAlias = Callable[[Context, Next], Awaitable[Any]]
 It may have these attributes, read once when a chain is compiled:
 
 * `for_route(route) -> Middleware | None`: what stands in the chain of that route: itself, a version specialised to it,
-  or None to be left out, which costs the message nothing. Without it a middleware stands in every chain but the relay's.
+  or None to be left out, which costs the message nothing. Without it a middleware stands in all chains but the relay's.
 * `ends_chain = True`, on what `for_route` returned: a terminal; what stands behind it is cut off. It may offer
   `terminal(context)`, called instead of `__call__(context, call_next)` because there is nothing to call next.
 * `role`: the text by which the rules of other middlewares know it; a middleware never imports another.
@@ -97,29 +97,38 @@ Rule: TypeAlias = Inside | Outside | Once | Without
 
 def _violations(links: Sequence[Link], route: Route) -> Iterator[str]:
     for position, link in enumerate(links):
-        here = f"{link.name} (position {position + 1})"
         for rule in link.rules:
-            if isinstance(rule, Once):
-                others = [
-                    f"position {at + 1}" for at, other in enumerate(links) if at > position and _alike(link, other)
-                ]
-                if others:
-                    yield (
-                        f"{route}: a second {link.role or link.name} stands inside {here}, at {', '.join(others)}: {rule.reason}. "
-                        "Remove one, or keep them apart with only()."
-                    )
-                continue
-            found = [(at, other) for at, other in enumerate(links) if other.role == rule.role]
-            if isinstance(rule, Inside) and rule.required and not found:
-                yield f"{route}: {here} needs a {rule.role} middleware around it: {rule.reason}. {_how_to_add(rule, route)}"
-            for at, other in found:
-                if isinstance(rule, Without):
-                    yield f"{route}: {here} and {other.name} (position {at + 1}) exclude each other: {rule.reason}. {rule.fix}"
-                there = f"{other.name} (position {at + 1})"
-                if isinstance(rule, Inside) and at > position:
-                    yield f"{route}: {here} must stand inside {there}: {rule.reason}. Move it behind {other.name}."
-                if isinstance(rule, Outside) and at < position:
-                    yield f"{route}: {here} must stand outside {there}: {rule.reason}. Move it before {other.name}."
+            for violation in _broken(rule, links, position, route):
+                yield f"{route}: {violation}"
+
+
+def _broken(rule: Rule, links: Sequence[Link], position: int, route: Route) -> Iterator[str]:
+    """What is wrong by this rule of the link at this position."""
+    link, here = links[position], _place(links, position)
+    if isinstance(rule, Once):
+        others = [f"position {at + 1}" for at in range(position + 1, len(links)) if _alike(link, links[at])]
+        if others:
+            kind = link.role or link.name
+            yield f"a second {kind} stands inside {here}, at {', '.join(others)}: {rule.reason}. {_KEEP_APART}"
+        return
+    found = [at for at, other in enumerate(links) if other.role == rule.role and at != position]
+    if isinstance(rule, Inside) and rule.required and not found:
+        yield f"{here} needs a {rule.role} middleware around it: {rule.reason}. {_how_to_add(rule, route)}"
+    for at in found:
+        there = _place(links, at)
+        if isinstance(rule, Without):
+            yield f"{here} and {there} exclude each other: {rule.reason}. {rule.fix}"
+        elif isinstance(rule, Inside) and at > position:
+            yield f"{here} must stand inside {there}: {rule.reason}. Move it behind {links[at].name}."
+        elif isinstance(rule, Outside) and at < position:
+            yield f"{here} must stand outside {there}: {rule.reason}. Move it before {links[at].name}."
+
+
+_KEEP_APART = "Remove one, or keep them apart with only()."
+
+
+def _place(links: Sequence[Link], position: int) -> str:
+    return f"{links[position].name} (position {position + 1})"
 
 
 def _alike(link: Link, other: Link) -> bool:
@@ -155,7 +164,8 @@ class Link:
     @property
     def role(self) -> str | None:
         """The role that rules know it by."""
-        return _attribute(self, "role")
+        role: str | None = _attribute(self, "role")
+        return role
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -166,6 +176,11 @@ class Link:
     def summary(self) -> str:
         """A few words about how it is set up."""
         return _attribute(self, "summary") or ""
+
+    def warnings_for(self, chain: Chain) -> Iterable[str]:
+        """What it says about the chain that it stands in."""
+        warnings_for = _attribute(self, "warnings_for")
+        return () if warnings_for is None else cast("Iterable[str]", warnings_for(chain))
 
 
 def _attribute(link: Link, name: str) -> Any:
@@ -265,7 +280,8 @@ def _bind(middleware: Middleware, call_next: Next) -> Next:
     if terminal is not None and getattr(middleware, "ends_chain", False):
         return terminal
     # An object's `__call__` is bound once here, not looked up for every message.
-    call = middleware if isinstance(middleware, FunctionType | MethodType) else middleware.__call__
+    function = isinstance(middleware, FunctionType | MethodType)
+    call: Middleware = middleware if function else cast("Any", middleware).__call__
 
     def link(context: Context) -> Awaitable[Any]:
         return call(context, call_next)
@@ -321,8 +337,9 @@ class Pipeline(Sequence[Middleware]):
         for middleware in middlewares:
             if not callable(middleware) or isinstance(middleware, type):
                 raise ConfigurationError(
-                    f"{name_of(middleware)} is no middleware: pass an async function (context, call_next), or an object "
-                    f"with such a __call__{' (an object of the class, not the class)' if isinstance(middleware, type) else ''}"
+                    f"{name_of(middleware)} is no middleware: pass an async function (context, call_next), or an "
+                    "object with such a "
+                    f"__call__{' (an object of the class, not the class)' if isinstance(middleware, type) else ''}"
                 )
         self._middlewares = tuple(flatten(middlewares))
 
@@ -415,7 +432,7 @@ class _Conditional:
         destination = destination_of(message_type, [self.middleware])
         if destination is None:
             return None
-        kind: Kind = "event" if issubclass(message_type, Event) else "request"
+        kind: Kind = "event" if Event in message_type.__mro__ else "request"
         return destination if self._when(Route(message_type, kind, "local", destination)) else None
 
     def __getattr__(self, name: str) -> Any:
@@ -430,7 +447,7 @@ class _Conditional:
 
 
 def _route_of(context: Context) -> Route:
-    return context.route or Route(type(context.message), "request", "local")
+    return context.route or Route(context.message.__class__, "request", "local")
 
 
 Types: TypeAlias = type | tuple[type, ...]
@@ -461,21 +478,22 @@ def unless(*args: Any, when: Callable[[Route], bool] | None = None) -> Pipeline:
 
 def _conditional(args: tuple[Any, ...], when: Callable[[Route], bool] | None, *, keep: bool) -> Pipeline:
     if when is None:
-        if not args or not all(isinstance(one, type) for one in (args[0] if isinstance(args[0], tuple) else args[:1])):
-            raise ConfigurationError(
-                "only() and unless() take a message type or a tuple of them first, or when=lambda route: ..."
-            )
-        types, *args_left = args
-        wanted = cast("Types", types)
-        middlewares = cast("Iterable[Middleware]", args_left)
-
-        def concerns(route: Route) -> bool:
-            return issubclass(route.message_type, wanted) is keep
+        types, *args_left = args or (None,)
+        chosen = _concerns(types)
     else:
-        middlewares = cast("Iterable[Middleware]", args)
-        asked = when
+        chosen, args_left = when, list(args)
 
-        def concerns(route: Route) -> bool:
-            return asked(route) is keep
+    def stands(route: Route) -> bool:
+        return bool(chosen(route)) is keep
 
-    return Pipeline(*(_Conditional(middleware, concerns) for middleware in flatten(Pipeline(*middlewares))))
+    return Pipeline(*(_Conditional(middleware, stands) for middleware in Pipeline(*args_left)))
+
+
+def _concerns(types: Types | None) -> Callable[[Route], bool]:
+    given = types if isinstance(types, tuple) else (types,)
+    wanted = tuple(one for one in given if isinstance(one, type))
+    if len(wanted) < len(given):
+        raise ConfigurationError(
+            "only() and unless() take a message type or a tuple of them first, or when=lambda route: ..."
+        )
+    return lambda route: issubclass(route.message_type, wanted)

@@ -136,15 +136,15 @@ class RequestMap:
         return self
 
     def _bind(self, request: Any, target: Any) -> Self:
-        if not isinstance(request, type) or not issubclass(request, Request | StreamQuery):
+        if not _is_request(request):
             raise BindError(
-                f"{name_of(request)} is no request type: derive it from Command[R], Query[R], StreamQuery[T] or Request[R]"
-                + (". An event is bound with EventMap." if _looks_like_event(request) else "")
+                f"{name_of(request)} is no request type: derive it from Command[R], Query[R], StreamQuery[T] or "
+                f"Request[R]{'. An event is bound with EventMap.' if _is_event(request) else ''}"
             )
         if request in _KINDS:
             raise BindError(
-                f"{request.__name__} is a kind of request; nobody sends one of exactly that type, and a request needs its "
-                "own handler: bind the classes derived from it"
+                f"{request.__name__} is a kind of request; nobody sends one of exactly that type, and a request needs "
+                "its own handler: bind the classes derived from it"
             )
         stream = issubclass(request, StreamQuery)
         promised = promised_result(request)
@@ -168,7 +168,7 @@ class RequestMap:
         self._frozen = True
 
     def __contains__(self, message_type: object) -> bool:
-        return message_type in self._handlers
+        return isinstance(message_type, type) and message_type in self._handlers
 
     def __iter__(self) -> Iterator[type]:
         return iter(self._handlers)
@@ -183,7 +183,11 @@ def promised_result(request: type) -> Any:
     return type(None) if declared is UNKNOWN and issubclass(request, Command) else declared
 
 
-def _looks_like_event(request: object) -> bool:
+def _is_request(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, _KINDS)
+
+
+def _is_event(thing: object) -> bool:
     from pipeline_mediator.events import Event
 
-    return isinstance(request, type) and issubclass(request, Event)
+    return isinstance(thing, type) and issubclass(thing, Event)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from pipeline_mediator.concurrency import Beside
 from pipeline_mediator.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
     from pipeline_mediator.context import Context
@@ -32,28 +33,28 @@ class Stream(Generic[T_co]):
         self._context = context
         self._walk = walk
         self._error: Exception | None = None
-        self._tasks: TaskGroup | None = None
+        self._chain: Beside | None = None
+        self._sent: MemoryObjectSendStream[Any] | None = None
         self._items: MemoryObjectReceiveStream[Any] | None = None
 
     async def __aenter__(self) -> Self:
         import anyio
 
-        if self._tasks is not None:
+        if self._items is not None:
             raise ConfigurationError("a stream is opened once; call mediator.stream(query) again")
-        send, self._items = anyio.create_memory_object_stream[Any](0)
-        self._context.sink = send.send
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._walk_chain, send)
+        self._sent, self._items = anyio.create_memory_object_stream[Any](0)
+        self._context.sink = self._sent.send
+        self._chain = Beside(partial(self._walk_chain, self._sent))
+        await self._chain.start()
         return self
 
-    async def _walk_chain(self, items: MemoryObjectSendStream[Any]) -> None:
+    async def _walk_chain(self, sent: MemoryObjectSendStream[Any]) -> None:
         try:
             await self._walk(self._context)
         except Exception as error:  # noqa: BLE001 - raised to who iterates
             self._error = error
         finally:
-            await items.aclose()
+            sent.close()
 
     def __aiter__(self) -> Self:
         return self
@@ -73,13 +74,15 @@ class Stream(Generic[T_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks, items = self._tasks, self._items
-        if tasks is None or items is None:
+        # Let go of it: it holds this stream.
+        chain, self._chain = self._chain, None
+        if chain is None or self._items is None or self._sent is None:
             return
-        tasks.cancel_scope.cancel()
-        await items.aclose()
-        # The task group would wrap the block's own error in a group: it is not told of it, and the block raises it.
-        await tasks.__aexit__(None, None, None)
+        chain.cancel()
+        self._items.close()
+        await chain.end()
+        # The chain has closed it, unless it was cancelled before it began.
+        self._sent.close()
         if error is None:
             self._raise_error()
 

@@ -7,7 +7,7 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline_mediator.concurrency import finish
+from pipeline_mediator.concurrency import current_task, finish
 from pipeline_mediator.errors import (
     EmitError,
     TransactionDoomedError,
@@ -69,6 +69,7 @@ class Unit:
     __slots__ = (
         "__weakref__",
         "_doomed_by",
+        "_joinable",
         "_previous",
         "committed",
         "events",
@@ -89,7 +90,8 @@ class Unit:
     def __init__(self, root: Context, task: object = None) -> None:
         self.root: Context | None = root
         self.task = task
-        """The task that the attempt runs in; calls through the mediator join it only from there."""
+        """The task that the attempt runs in; calls through the mediator join it only from there. None once it ended."""
+        self._joinable = task is not None
         self.open = True
         self.walked = False
         """Whether the queue has been walked to its end; no event is taken after that."""
@@ -112,7 +114,7 @@ class Unit:
 
     def succeed(self, root: Context) -> Unit:
         """The unit of a further attempt at the same message."""
-        unit = Unit(root, self.task)
+        unit = Unit(root, current_task() if self._joinable else None)
         unit._previous = self
         return unit
 
@@ -133,8 +135,12 @@ class Unit:
         self.events.append(QueuedEvent(event, key, context))
 
     async def walk_events(self) -> None:
-        """Walk the queue, first in first out, until it is empty; events emitted meanwhile are walked too."""
+        """Walk the queue, first in first out, until it is empty; events emitted meanwhile are walked too.
+
+        Not in a transaction that may not commit: `TransactionDoomedError`.
+        """
         walked = 0
+        self._refuse_if_doomed()
         while self.events:
             walked += 1
             if walked > MAX_EVENTS:
@@ -144,6 +150,7 @@ class Unit:
                 )
             queued = self.events.popleft()
             await queued.context.mediator.walk_queued(queued)
+            self._refuse_if_doomed()
         self.walked = True
 
     def drop_events_of(self, context: Context) -> None:
@@ -178,8 +185,8 @@ class Unit:
         if self._doomed_by is None:
             self._doomed_by = (message_type, type(error).__name__)
 
-    def refuse_if_doomed(self) -> None:
-        """Raise `TransactionDoomedError` if a joined message failed and its caller went on."""
+    def _refuse_if_doomed(self) -> None:
+        """A joined message failed and its caller went on."""
         if self._doomed_by is not None and self.root is not None:
             message_type, error = self._doomed_by
             raise TransactionDoomedError(message_type, type(self.root.message), error)
@@ -214,7 +221,6 @@ class Unit:
         if not self.open:
             return
         await self.walk_events()
-        self.refuse_if_doomed()
         self.mark_ended()
         try:
             if self.scope is not None:

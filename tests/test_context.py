@@ -148,7 +148,9 @@ async def queue_in_handler(ids: Ids, context: Context) -> None:
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-@pytest.mark.parametrize("start", [send_in_handler, send_in_context, send_in_child_task, emit_in_handler, queue_in_handler])
+@pytest.mark.parametrize(
+    "start", [send_in_handler, send_in_context, send_in_child_task, emit_in_handler, queue_in_handler]
+)
 async def test_correlation_is_kept_and_causation_is_told(start: Any, transaction: bool) -> None:
     ids = Ids(transaction=transaction)
 
@@ -377,7 +379,13 @@ async def test_a_handler_is_tested_with_a_context_alone() -> None:
     assert await PlaceOrderHandler().handle(context.message, context) == context.message_id
     assert context.events == [Happened(7), Followed(7)]
     assert context.headers == {"placed": "yes"}
-    assert (context.attempt, context.parent, context.delivery, context.route, context.key) == (1, None, None, None, None)
+    assert (context.attempt, context.parent, context.delivery, context.route, context.key) == (
+        1,
+        None,
+        None,
+        None,
+        None,
+    )
     assert repr(context) == "<Context of Outer, attempt 1>"
 
 
@@ -391,7 +399,9 @@ async def test_to_send_from_a_context_alone_is_refused() -> None:
     for use in (lambda: context.mediator, lambda: context.sink):
         with pytest.raises(ConfigurationError):
             use()
-    with pytest.raises(ConfigurationError, match="this context was made without a mediator, as in the unit test of a hand"):
+    with pytest.raises(
+        ConfigurationError, match="this context was made without a mediator, as in the unit test of a hand"
+    ):
         await context.send(Inner())
     with pytest.raises(ConfigurationError, match=r"this context is not of a stream; call mediator.stream\(query\)"):
         _ = context.sink
@@ -420,7 +430,9 @@ async def test_nothing_is_queued_after_the_end() -> None:
         mediator = Mediator(RequestMap().include(requests), middlewares=middlewares)  # type: ignore[arg-type] # pyright: ignore
         context: Any = await mediator.send(Outer())
 
-        with pytest.raises(TransactionFinishedError, match="Happened was emitted after the events of this attempt had bee"):
+        with pytest.raises(
+            TransactionFinishedError, match="Happened was emitted after the events of this attempt had bee"
+        ):
             context.emit(Happened())
         with pytest.raises(TransactionFinishedError, match="after_commit was called after the attempt had ended"):
             context.after_commit(lambda: None)
@@ -448,6 +460,8 @@ def test_too_many_events_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         context.emit(Happened(number))
 
-    with pytest.raises(EmitError, match="Happened: 3 events already wait in this attempt. Does an event handler emit the"):
+    with pytest.raises(
+        EmitError, match="Happened: 3 events already wait in this attempt. Does an event handler emit the"
+    ):
         context.emit(Happened(3))
     assert len(context.events) == 3

@@ -105,7 +105,9 @@ def shop(**options: Any) -> Mediator:
 
 
 def test_text_shows_every_chain_as_it_was_compiled() -> None:
-    assert shop().describe() == """\
+    assert (
+        shop().describe()
+        == """\
 PlaceOrder (request)
    1  RetryMiddleware        3 attempts
    2  TimeoutMiddleware      5 s
@@ -146,15 +148,19 @@ ShipOrder (request to warehouse)
    2  TimeoutMiddleware  5 s
    3  audit
    4  PublishMiddleware  Broker → warehouse"""
+    )
 
 
 def test_text_of_one_type() -> None:
-    assert shop().describe(CountOrders) == """\
+    assert (
+        shop().describe(CountOrders)
+        == """\
 CountOrders (request)
    1  RetryMiddleware        3 attempts
    2  TimeoutMiddleware      1.5 s
    3  TransactionMiddleware  Session
    4  HandleMiddleware       count_orders"""
+    )
 
 
 def test_a_domain_event_that_nobody_bound_may_be_described() -> None:
@@ -194,7 +200,9 @@ def test_json_has_the_same_chains() -> None:
 
 
 def test_mermaid_is_a_flow_chart_with_a_subgraph_for_each_chain() -> None:
-    assert shop().describe(OrderPlaced, format="mermaid") == """\
+    assert (
+        shop().describe(OrderPlaced, format="mermaid")
+        == """\
 flowchart LR
   subgraph c0["OrderPlaced (event to orders)"]
     n0_0(["OrderPlaced"])
@@ -211,6 +219,7 @@ flowchart LR
     n1_4[["HandleMiddleware<br/>ship"]]
     n1_0 --> n1_1 --> n1_2 --> n1_3 --> n1_4
   end"""
+    )
 
 
 def test_mermaid_takes_no_name_for_markup() -> None:
@@ -283,20 +292,24 @@ class Forgetful(Broker):
 
 def test_check_tells_what_may_surprise() -> None:
     assert shop().check() == [
-        "CountOrders (request): count_orders is a plain function in a worker thread: a Timeout cannot stop it, it is "
-        "waited for. Make it async, or give its blocking calls timeouts of their own.",
-        "OrderPlaced (event to orders): emitted inside a transaction it is published after the commit, at most once: a "
-        "crash in between loses it. An OutboxMiddleware before the PublishMiddleware stores it in the transaction.",
-        "ShipOrder (request to warehouse): emitted inside a transaction it is published after the commit, at most once: "
-        "a crash in between loses it. An OutboxMiddleware before the PublishMiddleware stores it in the transaction.",
+        (
+            "CountOrders (request): count_orders is a plain function in a worker thread: a Timeout cannot stop it, it "
+            "is waited for. Make it async, or give its blocking calls timeouts of their own."
+        ),
+        (
+            "OrderPlaced (event to orders), ShipOrder (request to warehouse): emitted inside a transaction it is "
+            "published after the commit, at most once: a crash in between loses it. An OutboxMiddleware before the "
+            "PublishMiddleware stores it in the transaction."
+        ),
     ]
 
 
 def test_check_tells_that_a_broker_keeps_nothing() -> None:
     found = Mediator(middlewares=[PublishMiddleware(Forgetful(), {OrderPlaced: "orders"})]).check()
 
-    assert "OrderPlaced (event to orders): Forgetful → orders keeps nothing: a message that nobody listens for is gone." in (
-        found
+    assert (
+        "OrderPlaced (event to orders): Forgetful → orders keeps nothing: a message that nobody listens for is gone."
+        in (found)
     )
 
 

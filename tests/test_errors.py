@@ -79,7 +79,9 @@ def test_every_error_says_what_it_is_for() -> None:
         assert inspect.getdoc(error)
 
 
-@pytest.mark.parametrize("permanent", [InvalidMessageError, EncodeError, DecodeError, UnknownMessageError, MessageTooLargeError])
+@pytest.mark.parametrize(
+    "permanent", [InvalidMessageError, EncodeError, DecodeError, UnknownMessageError, MessageTooLargeError]
+)
 def test_what_cannot_get_better_is_permanent(permanent: type[Exception]) -> None:
     assert issubclass(permanent, PermanentError)
     assert not issubclass(BrokerUnavailableError, PermanentError)
@@ -90,15 +92,19 @@ EXAMPLES: list[tuple[MediatorError, str]] = [
     (MediatorError("text"), "text"),
     (
         DuplicateHandlerError(PlaceOrder, PlaceOrderHandler, place_order),
-        "PlaceOrder is already bound to PlaceOrderHandler; a request has exactly one handler, so place_order was refused. "
-        "Remove one of the two binds.",
+        (
+            "PlaceOrder is already bound to PlaceOrderHandler; a request has exactly one handler, so place_order was "
+            "refused. Remove one of the two binds."
+        ),
     ),
     (HandlerSignatureError(place_order, PlaceOrder, "why"), "place_order cannot be bound to PlaceOrder: why"),
     (HandlerSignatureError(place_order, None, "why"), "place_order cannot be bound: why"),
     (
         FrozenMapError("this EventMap", PlaceOrder),
-        "this EventMap is frozen: a mediator has compiled it, so PlaceOrder cannot be bound any more. Bind every handler "
-        "before the Mediator is constructed.",
+        (
+            "this EventMap is frozen: a mediator has compiled it, so PlaceOrder cannot be bound any more. Bind every "
+            "handler before the Mediator is constructed."
+        ),
     ),
     (
         OrderError(["one", "other"]),
@@ -122,28 +128,38 @@ EXAMPLES: list[tuple[MediatorError, str]] = [
     (DecodeError(None, "$", "no JSON"), "what arrived cannot be decoded: no JSON (at $)"),
     (
         UnknownMessageError("orders.placed", 2),
-        "'orders.placed' in version 2 is not in the codec's catalog. Give its type to the codec, or bind a handler or a "
-        "destination to it.",
+        (
+            "'orders.placed' in version 2 is not in the codec's catalog. Give its type to the codec, or bind a handler "
+            "or a destination to it."
+        ),
     ),
     (
         UnknownMessageError("orders.placed", 2, ["'orders.placed' in version 1"]),
-        "'orders.placed' in version 2 is not in the codec's catalog. Nearest: 'orders.placed' in version 1. Give its type "
-        "to the codec, or bind a handler or a destination to it.",
+        (
+            "'orders.placed' in version 2 is not in the codec's catalog. Nearest: 'orders.placed' in version 1. Give "
+            "its type to the codec, or bind a handler or a destination to it."
+        ),
     ),
     (
         MessageTooLargeError("orders.placed", 300, 200),
-        "orders.placed is 300 bytes encoded, the limit is 200. Send a reference to the content instead of the content, or "
-        "raise max_size if the broker takes more.",
+        (
+            "orders.placed is 300 bytes encoded, the limit is 200. Send a reference to the content instead of the "
+            "content, or raise max_size if the broker takes more."
+        ),
     ),
     (
         CommitOutcomeUnknownError(PlaceOrder),
-        "the outcome of the commit of PlaceOrder is unknown: no answer to COMMIT came back. Look in the database before "
-        "repeating it, or make the message idempotent and let RetryMiddleware name this error.",
+        (
+            "the outcome of the commit of PlaceOrder is unknown: no answer to COMMIT came back. Look in the database "
+            "before repeating it, or make the message idempotent and let RetryMiddleware name this error."
+        ),
     ),
     (
         CommittedButNotPublishedError(1, ["a", 2]),
-        "the transaction committed, but 2 of its events did not reach the broker: str, int. Do not send the request again; "
-        "publish the events. An outbox stores them in the transaction instead.",
+        (
+            "the transaction committed, but 2 of its events did not reach the broker: str, int. Do not send the "
+            "request again; publish the events. An outbox stores them in the transaction instead."
+        ),
     ),
     (BrokerUnavailableError("gone"), "gone"),
 ]
@@ -161,7 +177,9 @@ def test_a_doomed_transaction_names_both_messages_and_what_to_do() -> None:
         assert part in str(error)
 
 
-@pytest.mark.parametrize("error", [*(error for error, _ in EXAMPLES), TransactionDoomedError(PlaceOrder, PlaceOrder, "E")])
+@pytest.mark.parametrize(
+    "error", [*(error for error, _ in EXAMPLES), TransactionDoomedError(PlaceOrder, PlaceOrder, "E")]
+)
 def test_an_error_survives_pickling(error: MediatorError) -> None:
     # As from a worker process.
     there: Any = pickle.loads(pickle.dumps(error))  # noqa: S301

@@ -89,9 +89,7 @@ class Keep:
 @pytest.mark.parametrize("make", MAKES)
 async def test_an_event_may_be_of_any_make_and_nothing_is_set_on_it(make: Any) -> None:
     database = Database()
-    mediator = Mediator(
-        event_map=EventMap().bind(make, Keep), middlewares=[TransactionMiddleware(database.begin)]
-    )
+    mediator = Mediator(event_map=EventMap().bind(make, Keep), middlewares=[TransactionMiddleware(database.begin)])
     event = make(number=1)
     before = set(dir(event))
 
@@ -421,7 +419,13 @@ async def test_collecting_handlers_all_run_and_all_errors_are_raised() -> None:
         raise other
 
     events = EventMap().bind(
-        OrderPlaced, hearing(log, "first"), fail, hearing(log, "second"), fail_too, hearing(log, "last"), fan_out="collect"
+        OrderPlaced,
+        hearing(log, "first"),
+        fail,
+        hearing(log, "second"),
+        fail_too,
+        hearing(log, "last"),
+        fan_out="collect",
     )
     with pytest.raises(ExceptionGroup) as raised:
         await Mediator(event_map=events).emit(OrderPlaced())
@@ -517,7 +521,9 @@ def test_concurrent_handlers_may_not_share_a_transaction() -> None:
     with pytest.raises(OrderError) as raised:
         Mediator(event_map=events, middlewares=[TransactionMiddleware(Database().begin)])
 
-    assert "HandleMiddleware (position 2) and TransactionMiddleware (position 1) exclude each other" in str(raised.value)
+    assert "HandleMiddleware (position 2) and TransactionMiddleware (position 1) exclude each other" in str(
+        raised.value
+    )
     assert "concurrent handlers would use one session at the same time" in str(raised.value)
     assert "scope_per_handler=True" in str(raised.value)
 
@@ -548,7 +554,9 @@ async def test_concurrent_handlers_may_not_share_the_emitters_transaction() -> N
     mediator = Mediator(requests, event_map=events, middlewares=[OnlyForCommands()])
 
     await mediator.emit(OrderPlaced())
-    with pytest.raises(ConfigurationError, match="OrderPlaced has concurrent handlers and was emitted inside a transac"):
+    with pytest.raises(
+        ConfigurationError, match="OrderPlaced has concurrent handlers and was emitted inside a transac"
+    ):
         await mediator.send(PlaceOrder())
     assert database.log == ["begin", "rollback"]
 

@@ -120,9 +120,7 @@ async def test_several_sends_at_once() -> None:
         session.rows.append(command.number)
         return command.number
 
-    mediator = Mediator(
-        RequestMap().bind(PlaceOrder, place), middlewares=[TransactionMiddleware(database.begin)]
-    )
+    mediator = Mediator(RequestMap().bind(PlaceOrder, place), middlewares=[TransactionMiddleware(database.begin)])
     results: list[object] = []
 
     async def send(number: int) -> None:
@@ -163,7 +161,10 @@ def open_stream(query: Any) -> Any:
         (
             EMIT,
             None,
-            "NoneType is no message: derive it from Command[R], Query[R], StreamQuery[T], DomainEvent or IntegrationEvent",
+            (
+                "NoneType is no message: derive it from Command[R], Query[R], StreamQuery[T], DomainEvent or "
+                "IntegrationEvent"
+            ),
         ),
     ],
 )
@@ -208,8 +209,8 @@ async def test_a_request_that_nobody_handles_names_the_nearest() -> None:
         await MEDIATOR.send(CountOrder())
 
     assert str(raised.value) == (
-        "CountOrder: no handler is bound to it. Bind one with RequestMap.bind before the Mediator is made. Did you mean "
-        "CountOrders?"
+        "CountOrder: no handler is bound to it. Bind one with RequestMap.bind before the Mediator is made. Did you "
+        "mean CountOrders?"
     )
     assert raised.value.message_type is CountOrder
     assert raised.value.nearest == ("CountOrders",)
@@ -229,8 +230,8 @@ async def test_a_request_does_not_inherit_the_handler_of_its_base() -> None:
         await MEDIATOR.send(CountOrdersOfToday())
 
     assert str(raised.value) == (
-        "CountOrdersOfToday: no handler is bound to it; one is bound to its base CountOrders, but a request needs its own. "
-        "Did you mean CountOrders?"
+        "CountOrdersOfToday: no handler is bound to it; one is bound to its base CountOrders, but a request needs its "
+        "own. Did you mean CountOrders?"
     )
 
 
@@ -422,7 +423,9 @@ async def test_an_event_that_emits_itself_is_stopped(middlewares: Any, monkeypat
     monkeypatch.setattr("pipeline_mediator.unit.MAX_EVENTS", 10)
     talk = Talk({"place": ["again"], "again": ["again"]}, middlewares())
 
-    with pytest.raises(EmitError, match="10 events were walked in one attempt and Noted is next. Does an event handler emi"):
+    with pytest.raises(
+        EmitError, match="10 events were walked in one attempt and Noted is next. Does an event handler emi"
+    ):
         await talk.mediator.send(PlaceOrder())
 
     assert talk.log.count("again") % 10 == 0
@@ -701,9 +704,7 @@ async def test_a_joined_failure_dooms_the_transaction_even_if_it_is_caught() -> 
 
     requests: Any = RequestMap().bind(PlaceOrder, joining.place).bind(Reserve, fail)
     database = Database()
-    mediator = Mediator(
-        requests, PlainContainer(Resource), middlewares=[TransactionMiddleware(database.begin)]
-    )
+    mediator = Mediator(requests, PlainContainer(Resource), middlewares=[TransactionMiddleware(database.begin)])
     with pytest.raises(TransactionDoomedError, match="Reserve, sent from its handler, failed inside"):
         await mediator.send(PlaceOrder())
 
@@ -789,7 +790,9 @@ async def test_the_callers_transaction_is_used_and_left_to_the_caller() -> None:
 
 
 async def test_a_callers_transaction_needs_a_transaction_middleware() -> None:
-    with pytest.raises(ConfigurationError, match=r"CountOrders \(request\): send\(..., transaction=...\) needs a Transact"):
+    with pytest.raises(
+        ConfigurationError, match=r"CountOrders \(request\): send\(..., transaction=...\) needs a Transact"
+    ):
         await MEDIATOR.send(CountOrders(), transaction=Session())
 
 
@@ -930,7 +933,9 @@ async def test_a_mediator_is_entered_once() -> None:
     mediator = Mediator(middlewares=[PublishMiddleware(broker)])
 
     async with mediator:
-        with pytest.raises(ConfigurationError, match="this mediator is already open; enter it once, at the start of the ap"):
+        with pytest.raises(
+            ConfigurationError, match="this mediator is already open; enter it once, at the start of the ap"
+        ):
             await mediator.__aenter__()
         assert broker.log == ["open broker"]
     await mediator.__aexit__(None, None, None)
@@ -977,7 +982,8 @@ async def stream(mediator: Mediator) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", [lambda mediator: mediator.send(CountOrders()), lambda mediator: mediator.emit(Noted()), enter, check, stream]
+    "first",
+    [lambda mediator: mediator.send(CountOrders()), lambda mediator: mediator.emit(Noted()), enter, check, stream],
 )
 async def test_dependencies_that_do_not_resolve_are_one_error_before_the_first_message(first: Any) -> None:
     handled: list[object] = []
@@ -1065,9 +1071,7 @@ async def test_a_remote_command_is_published_and_not_handled() -> None:
         handled.append(command)
 
     broker = Broker()
-    mediator = Mediator(
-        RequestMap().bind(Ship, ship), middlewares=[PublishMiddleware(broker, {Ship: "warehouse"})]
-    )
+    mediator = Mediator(RequestMap().bind(Ship, ship), middlewares=[PublishMiddleware(broker, {Ship: "warehouse"})])
 
     result: object = await mediator.send(Ship(7))
     assert result is None
@@ -1103,7 +1107,9 @@ def test_a_command_that_promises_a_result_cannot_be_remote_by_its_base_either() 
         return 1
 
     with pytest.raises(DestinationError, match=r"Numbered cannot go to 'everything': it promises a result \(int\)"):
-        Mediator(RequestMap().bind(Numbered, handle), middlewares=[PublishMiddleware(Broker(), {Command: "everything"})])
+        Mediator(
+            RequestMap().bind(Numbered, handle), middlewares=[PublishMiddleware(Broker(), {Command: "everything"})]
+        )
 
 
 async def test_a_refusal_of_the_broker_is_raised() -> None:
@@ -1164,7 +1170,9 @@ async def test_a_key_that_names_no_field_is_told() -> None:
         number: int
 
     mediator = Mediator(middlewares=[PublishMiddleware(Broker())])
-    with pytest.raises(ConfigurationError, match="@message of Mistyped names 'numbr' as its key, but it has no such field"):
+    with pytest.raises(
+        ConfigurationError, match="@message of Mistyped names 'numbr' as its key, but it has no such field"
+    ):
         await mediator.emit(Mistyped(7))
 
 
@@ -1247,7 +1255,9 @@ async def test_no_context_is_kept_alive(middlewares: Any, fan_out: Any) -> None:
     mediator = Mediator(
         RequestMap().bind(PlaceOrder, place_and_emit).bind(Reserve, reserve_or_fail),
         PlainContainer(Resource),
-        event_map=EventMap().bind(Noted, hear_or_fail, hear_too, fan_out=fan_out, scope_per_handler=fan_out == "concurrent"),
+        event_map=EventMap().bind(
+            Noted, hear_or_fail, hear_too, fan_out=fan_out, scope_per_handler=fan_out == "concurrent"
+        ),
         middlewares=[*middlewares(), watched],
     )
 

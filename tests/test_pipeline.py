@@ -1,6 +1,7 @@
 """Order, nesting and composing of middlewares, what stands in which chain, and the rules about it."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -303,7 +304,11 @@ async def test_a_link_that_ends_the_chain_cuts_off_what_stands_behind_it() -> No
             return 99
 
     mediator = mediator_of(
-        [Recorder("outer", log), Selecting(lambda route: Ends() if route.kind == "request" else None), Recorder("in", log)]
+        [
+            Recorder("outer", log),
+            Selecting(lambda route: Ends() if route.kind == "request" else None),
+            Recorder("in", log),
+        ]
     )
 
     assert await mediator.send(Add()) == 99
@@ -345,7 +350,9 @@ async def test_the_last_link_has_nothing_to_call() -> None:
         async def __call__(self, context: Context, call_next: Next) -> Any:
             return await call_next(context)
 
-    with pytest.raises(ConfigurationError, match=r"Add \(request\): its last middleware called call_next, but it is the"):
+    with pytest.raises(
+        ConfigurationError, match=r"Add \(request\): its last middleware called call_next, but it is the"
+    ):
         await mediator_of([Selecting(lambda _: Ends())]).send(Add())
 
 
@@ -354,7 +361,9 @@ async def core_attempt(context: Context, call_next: Next) -> Any:
 
 
 def test_a_chain_without_a_terminal_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"Add \(request\): no terminal stands in its chain, so nothing would hap"):
+    with pytest.raises(
+        ConfigurationError, match=r"Add \(request\): no terminal stands in its chain, so nothing would hap"
+    ):
         compile_chain(Route(Add, "request", "local"), [Recorder("only", [])], core_attempt)
 
 
@@ -387,7 +396,9 @@ def test_a_relay_walks_only_what_says_that_it_concerns_it() -> None:
         Sends("ends", []),
     ]
     names = {
-        origin: [link.name for link in compile_chain(Route(Shipped, "event", origin, "orders"), stack, core_attempt).links]
+        origin: [
+            link.name for link in compile_chain(Route(Shipped, "event", origin, "orders"), stack, core_attempt).links
+        ]
         for origin in ("local", "broker", "relay")
     }
 
@@ -446,6 +457,16 @@ def test_inside_and_required() -> None:
     ]
 
 
+def test_a_middleware_is_not_its_own_company() -> None:
+    required = Inside("lock", "it is the inner one", required=True)
+
+    assert violations(Lock("lock", Without("lock", "two would wait for each other", "Take one out."))) == []
+    assert violations(Lock("lock", required)) == [
+        "Lock (position 1) needs a lock middleware around it: it is the inner one. Add one before it."
+    ]
+    assert violations(Lock("lock"), Lock("lock", required)) == []
+
+
 def test_outside() -> None:
     rule = Outside("lock", "it refuses early")
 
@@ -461,8 +482,10 @@ def test_once() -> None:
 
     assert violations(Lock("lock", once), Roled("other", once)) == []
     assert violations(Lock("lock", once), Roled("other"), Audit("lock"), Lock("lock")) == [
-        "a second lock stands inside Lock (position 1), at position 3, position 4: it counts. Remove one, or keep them "
-        "apart with only()."
+        (
+            "a second lock stands inside Lock (position 1), at position 3, position 4: it counts. Remove one, or keep "
+            "them apart with only()."
+        )
     ]
 
 
@@ -471,8 +494,10 @@ def test_once_without_a_role_goes_by_the_name() -> None:
 
     assert violations(Lock(None, once), Audit(None, once)) == []
     assert violations(Lock(None, once), Lock(None)) == [
-        "a second Lock stands inside Lock (position 1), at position 2: it counts. Remove one, or keep them apart with "
-        "only()."
+        (
+            "a second Lock stands inside Lock (position 1), at position 2: it counts. Remove one, or keep them apart "
+            "with only()."
+        )
     ]
 
 
@@ -504,7 +529,9 @@ def test_an_order_error_lists_every_violation_of_a_chain() -> None:
         "Audit (position 2) and Lock (position 3) exclude each other",
         "Roled (position 4) needs a clock middleware around it",
     ]
-    assert str(raised.value).startswith("the middlewares stand in an order that breaks 6 of their rules:\n  - Add (requ")
+    assert str(raised.value).startswith(
+        "the middlewares stand in an order that breaks 6 of their rules:\n  - Add (requ"
+    )
     assert str(raised.value).count("\n  - ") == 6
 
 
@@ -516,7 +543,10 @@ def test_the_rules_of_the_specialised_link_count() -> None:
         mediator_of([specialising, Audit("audit")])
 
     assert raised.value.violations == (
-        "Add (request): Selecting (position 1) must stand inside Audit (position 2): it is strict. Move it behind Audit.",
+        (
+            "Add (request): Selecting (position 1) must stand inside Audit (position 2): it is strict. Move it behind "
+            "Audit."
+        ),
     )
 
 
@@ -565,8 +595,10 @@ def test_the_real_rules() -> None:
 
     assert violations(RetryMiddleware(), TimeoutMiddleware(5), transaction) == []
     assert violations(transaction, RetryMiddleware()) == [
-        "RetryMiddleware (position 2) must stand outside TransactionMiddleware (position 1): a transaction that failed "
-        "cannot be used again; each attempt needs its own. Move it before TransactionMiddleware."
+        (
+            "RetryMiddleware (position 2) must stand outside TransactionMiddleware (position 1): a transaction that "
+            "failed cannot be used again; each attempt needs its own. Move it before TransactionMiddleware."
+        )
     ]
     assert len(violations(transaction, transaction)) == 1
 
@@ -578,9 +610,11 @@ def test_what_needs_a_transaction_is_told_that_a_published_message_has_none() ->
     with pytest.raises(OrderError) as raised:
         mediator_of(stack)
     assert raised.value.violations == (
-        "Shipped (event to Shipped): Audit (position 1) needs a transaction middleware around it: it writes. What goes "
-        "straight to a broker is in no transaction: leave it out of such chains with only(..., when=lambda route: "
-        "route.destination is None), or add an OutboxMiddleware.",
+        (
+            "Shipped (event to Shipped): Audit (position 1) needs a transaction middleware around it: it writes. What "
+            "goes straight to a broker is in no transaction: leave it out of such chains with only(..., when=lambda "
+            "route: route.destination is None), or add an OutboxMiddleware."
+        ),
     )
 
     stack[1] = only(audit, when=lambda route: route.destination is None)
@@ -698,7 +732,19 @@ async def test_a_condition_sees_the_whole_route_of_a_remote_command() -> None:
     assert Route(Shipped, "event", "local", "warehouse") in seen
 
 
-@pytest.mark.parametrize("wrong", [(), (hear,), (Recorder("a", []), Recorder("b", [])), ((Query, hear),), (Command[int],)])
+async def test_a_pipeline_may_be_copied() -> None:
+    log: list[str] = []
+    pipeline = Pipeline(Recorder("1", log), only(Command, Recorder("2", log)))
+
+    assert await mediator_of(copy.copy(pipeline)).send(Add()) == 2
+    assert log == expected([1, 2])
+    assert await mediator_of(copy.deepcopy(pipeline)).send(Add()) == 2
+    assert log == expected([1, 2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [(), (hear,), (Recorder("a", []), Recorder("b", [])), ((Query, hear),), (Command[int],)]
+)
 @pytest.mark.parametrize("function", [only, unless])
 def test_only_needs_types_or_a_condition(function: Any, wrong: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigurationError, match="take a message type or a tuple of them first, or when=lambda route"):
@@ -761,9 +807,7 @@ def test_an_unknown_anchor_is_named_with_what_stands_there(change: str) -> None:
 
     with pytest.raises(ConfigurationError) as raised:
         getattr(pipeline, change)(RetryMiddleware)
-    assert str(raised.value) == (
-        "RetryMiddleware does not stand in this pipeline; in it stand: Lock, Audit, hear"
-    )
+    assert str(raised.value) == ("RetryMiddleware does not stand in this pipeline; in it stand: Lock, Audit, hear")
     with pytest.raises(ConfigurationError, match="Roled does not stand in this pipeline; in it stand: nothing"):
         getattr(Pipeline(), change)(Roled())
 
@@ -771,8 +815,8 @@ def test_an_unknown_anchor_is_named_with_what_stands_there(change: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (Lock, "Lock is no middleware: pass an async function (context, call_next), or an object with such a __call__ (an "
-         "object of the class, not the class)"),
+        (Lock, ("Lock is no middleware: pass an async function (context, call_next), or an object with such a __call__ (an "
+         "object of the class, not the class)")),
         ("lock", "str object is no middleware: pass an async function (context, call_next), or an object with such a __call__"),
         (None, "None is no middleware: pass an async function (context, call_next), or an object with such a __call__"),
     ],

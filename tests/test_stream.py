@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -410,9 +410,7 @@ async def test_a_stream_is_tried_again_before_its_first_item() -> None:
 @pytest.mark.parametrize("transaction", [True, False])
 async def test_a_stream_is_not_tried_again_after_its_first_item(transaction: bool) -> None:
     database = Database()
-    handler, mediator = counting(
-        RetryMiddleware(3), *([TransactionMiddleware(database.begin)] if transaction else [])
-    )
+    handler, mediator = counting(RetryMiddleware(3), *([TransactionMiddleware(database.begin)] if transaction else []))
 
     with pytest.raises(ValueError, match="at 1"):
         await read(mediator, Count(3, fails_at=1))
@@ -527,3 +525,24 @@ async def test_no_context_is_kept_alive(use: Any, middlewares: Any) -> None:
         assert [one() for one in seen] == [None, None]
     finally:
         gc.enable()
+
+
+async def stream_lines(mediator: Mediator) -> AsyncGenerator[str]:
+    async with mediator.stream(Count(3)) as items:
+        async for item in items:
+            yield str(item)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_generator_that_nobody_closes_ends_its_stream() -> None:
+    """As a web framework leaves it when the client has gone: the garbage collector closes it, in another task."""
+    handler, mediator = counting()
+    lines = stream_lines(mediator)
+    assert await anext(lines) == "0"
+    del lines
+    gc.collect()
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+    assert handler.log[0] == "begin"
+    assert handler.log[-1] == "closed"
+    assert "yield 2" not in handler.log

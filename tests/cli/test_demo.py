@@ -231,21 +231,23 @@ def test_wrong_credentials(postgres_database: str, redis_server: Running, capsys
 
 async def test_a_redis_that_dies_meanwhile_is_one_line(own_redis: RedisServer) -> None:
     with pytest.raises(CommandError, match="the subscriber lost Redis"):
-        async with open_demo(redis_url=own_redis.url, orders=20) as demo:
-            await demo.send(at_the_fifth(own_redis.kill))
+        await count_after(own_redis.kill, redis_url=own_redis.url)
 
 
 async def test_a_database_that_dies_meanwhile_is_one_line(own_postgres: PostgresServer) -> None:
     url = own_postgres.url.replace("://", "+asyncpg://")
     with pytest.raises(CommandError, match="cannot be used"):
-        async with open_demo(url, orders=20) as demo:
-            await demo.send(at_the_fifth(own_postgres.kill))
-            await demo.count()
+        await count_after(own_postgres.kill, database_url=url)
 
 
-def at_the_fifth(action: Callable[[], None]) -> Callable[[], None]:
+async def count_after(
+    action: Callable[[], None], database_url: str | None = None, redis_url: str | None = None
+) -> None:
+    """Do it after the fifth order, and go on."""
     numbers = count(1)
-    return lambda: action() if next(numbers) == 5 else None
+    async with open_demo(database_url, redis_url, orders=20) as demo:
+        await demo.send(lambda: action() if next(numbers) == 5 else None)
+        await demo.count()
 
 
 def test_tables_of_others_are_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

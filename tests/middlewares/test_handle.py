@@ -308,9 +308,7 @@ async def test_a_stream_may_collect_too() -> None:
                 yield number
 
     heard = Heard()
-    mediator = Mediator(
-        RequestMap().bind(Listed, Lists()), event_map=EventMap().bind(Greeted, heard.greeted)
-    )
+    mediator = Mediator(RequestMap().bind(Listed, Lists()), event_map=EventMap().bind(Greeted, heard.greeted))
     for _ in range(2):
         async with mediator.stream(Listed(2)) as items:
             assert [item async for item in items] == [0, 1]
