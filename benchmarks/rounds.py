@@ -31,11 +31,11 @@ import json, sys
 with open(sys.argv[1], encoding="utf-8") as file:
     code = compile(file.read(), sys.argv[1], "exec")
 before = set(sys.modules)
-from time import perf_counter
+from time import process_time
 names = {"__name__": "__main__"}
-started = perf_counter()
+started = process_time()
 exec(code, names)
-took = perf_counter() - started
+took = process_time() - started
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 third_party = sorted(loaded - set(sys.stdlib_module_names))
 print(json.dumps({"ms": took * 1000, "answer": names["answer"], "third_party": third_party}))

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableSequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pipeline_mediator.concurrency import finish
-from pipeline_mediator.context import Context
+from pipeline_mediator.context import AMBIENT, Context
 from pipeline_mediator.errors import ConfigurationError, HandlerNotFoundError
 from pipeline_mediator.pipeline import Without
 from pipeline_mediator.unit import CLOSE_SECONDS, attempt
@@ -296,7 +296,13 @@ class _Group:
             return call.terminal
 
         async def run(context: Context) -> Any:
-            return await attempt(context.alone(), call.terminal)
+            alone = context.alone()
+            # What the handler sends must not join the message whose transaction it does not share.
+            token = AMBIENT.set(alone)
+            try:
+                return await attempt(alone, call.terminal)
+            finally:
+                AMBIENT.reset(token)
 
         return run
 
@@ -325,11 +331,33 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
     import anyio.lowlevel
     import anyio.to_thread
 
-    # In a list, because trio takes no coroutine for an answer: a decorated async function may look like a plain one.
-    (result,) = await finish(anyio.to_thread.run_sync(lambda: [call()]), seconds=math.inf)
+    outcome: list[Any] = []
+    await finish(anyio.to_thread.run_sync(_call_into, outcome, call), seconds=math.inf)
+    result, error = outcome
+    outcome.clear()
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # Its traceback holds this frame: without this, a cycle keeps the context alive.
+            del error
+    if inspect.isawaitable(result):
+        return await result
     # Who was cancelled meanwhile must not go on to commit.
     await anyio.lowlevel.checkpoint_if_cancelled()
-    return await result if inspect.isawaitable(result) else result
+    return result
+
+
+def _call_into(outcome: list[Any], call: Callable[[], Any]) -> None:
+    """Put what the call returns, or what it raises, into the list.
+
+    What a thread returns or raises itself, asyncio and trio keep in a cycle with an error's traceback, and with it the
+    context. Nor does trio take a coroutine from a thread, which a decorated async function gives.
+    """
+    try:
+        outcome += call(), None
+    except BaseException as error:  # noqa: BLE001 - raised by who awaits the thread
+        outcome += None, error
 
 
 async def _hand_over(items: Any, context: Context) -> None:
@@ -345,15 +373,16 @@ async def _hand_over(items: Any, context: Context) -> None:
     finally:
         close = getattr(items, "aclose", None)
         if close is not None:
-            # In this very task: what the generator holds open (a task group, a context variable) was opened in it.
+            # In this very task: a context variable that the generator has set can be reset nowhere else.
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await close()
 
 
 class _Turns:
-    """Lets handlers that collect events in a property (Diator's way of emitting) work for one attempt at a time.
+    """Lets a handler that collects events in a property (Diator's way of emitting) work for one attempt at a time.
 
     One that lives longer than a message would mix the events of concurrent messages, and emit those of a failed one.
+    Handlers that emit by their context do not wait for each other.
     """
 
     def __init__(self) -> None:

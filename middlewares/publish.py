@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pipeline_mediator.codec import Facts
 from pipeline_mediator.errors import DestinationError, name_of
@@ -51,13 +51,16 @@ class PublishMiddleware:
         destinations: Mapping[Any, str] | Callable[[type], str | None] | None = None,
     ) -> None:
         self._broker = broker
-        self._destinations = dict(destinations) if isinstance(destinations, Mapping) else destinations
-        self.resources = (broker,)
-        self.message_types: tuple[type, ...] = ()
-        if isinstance(self._destinations, dict):
-            for message_type, destination in self._destinations.items():
+        self._by_type: dict[type, str] | None = None
+        self._by_function: Callable[[type], str | None] = _to_its_wire_name
+        if isinstance(destinations, Mapping):
+            self._by_type = {**destinations}
+            for message_type, destination in self._by_type.items():
                 _refuse_unless_publishable(message_type, destination)
-            self.message_types = tuple(self._destinations)
+        elif destinations is not None:
+            self._by_function = destinations
+        self.message_types: tuple[type, ...] = tuple(self._by_type or ())
+        self.resources = (broker,)
 
     @property
     def summary(self) -> str:
@@ -66,12 +69,9 @@ class PublishMiddleware:
 
     def destination_for(self, message_type: type) -> str | None:
         """Where it sends messages of this type; None for those that it lets pass."""
-        destinations = self._destinations
-        if destinations is None:
-            return message_name(message_type).name if issubclass(message_type, IntegrationEvent) else None
-        if isinstance(destinations, dict):
-            return next((destinations[base] for base in message_type.__mro__ if base in destinations), None)
-        return destinations(message_type)
+        if self._by_type is None:
+            return self._by_function(message_type)
+        return next((self._by_type[base] for base in message_type.__mro__ if base in self._by_type), None)
 
     def for_route(self, route: Route) -> _Publish | None:
         """Stands where a message of this type leaves the process."""
@@ -102,8 +102,8 @@ class _Publish:
     def warnings_for(self, chain: Chain) -> Iterable[str]:
         if chain.publishes:
             yield (
-                "emitted inside a transaction it is published after the commit, at most once: a crash in between loses it. "
-                "An OutboxMiddleware before the PublishMiddleware stores it in the transaction."
+                "emitted inside a transaction it is published after the commit, at most once: a crash in between loses "
+                "it. An OutboxMiddleware before the PublishMiddleware stores it in the transaction."
             )
         if not self._broker.features.durable:
             yield f"{self.summary} keeps nothing: a message that nobody listens for is gone."
@@ -133,14 +133,21 @@ class _Publish:
             raise refusal
 
 
+def _to_its_wire_name(message_type: type) -> str | None:
+    return message_name(message_type).name if issubclass(message_type, IntegrationEvent) else None
+
+
 def _refuse_unless_publishable(message_type: type, destination: str) -> None:
     problem = None
     if issubclass(message_type, DomainEvent):
         problem = "a domain event stays in the process; derive it from IntegrationEvent"
     elif issubclass(message_type, Command):
-        if promised_result(message_type) not in {type(None), None}:
-            result = name_of(promised_result(message_type))
-            problem = f"it promises a result ({result}), and nobody waits on the other side; derive it from Command[None]"
+        promised: object = promised_result(cast("type", message_type))
+        if promised not in {type(None), None}:
+            problem = (
+                f"it promises a result ({name_of(promised)}), and nobody waits on the other side; derive it from "
+                "Command[None]"
+            )
     elif not issubclass(message_type, Event):
         problem = "only integration events and commands without a result can be handled on the other side"
     if problem is not None:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from tenacity import RetryCallState
-    from tenacity.retry import retry_base
-    from tenacity.stop import stop_base
-    from tenacity.wait import wait_base
+    from tenacity.retry import RetryBaseT
+    from tenacity.stop import StopBaseT
+    from tenacity.wait import WaitBaseT
 
     from pipeline_mediator.context import Context, Route, Snapshot
     from pipeline_mediator.pipeline import Next
@@ -61,14 +61,14 @@ class RetryMiddleware:
         attempts: int | None = None,
         *,
         on: type[Exception] | tuple[type[Exception], ...] | None = None,
-        retry: retry_base | None = None,
-        stop: stop_base | None = None,
-        wait: wait_base | None = None,
+        retry: RetryBaseT | None = None,
+        stop: StopBaseT | None = None,
+        wait: WaitBaseT | None = None,
     ) -> None:
         if attempts is not None and stop is not None:
-            raise ConfigurationError("RetryMiddleware: pass attempts= or stop=, not both; combine stop strategies with |")
+            raise ConfigurationError("RetryMiddleware: pass attempts= or stop=, not both; stop strategies join with |")
         if on is not None and retry is not None:
-            raise ConfigurationError("RetryMiddleware: pass on= or retry=, not both; combine retry strategies with | and &")
+            raise ConfigurationError("RetryMiddleware: pass on= or retry=, not both; retry strategies join with |")
         if attempts is not None and attempts < 1:
             raise ConfigurationError(f"RetryMiddleware(attempts={attempts}): the first try counts, so it is at least 1")
         self._attempts = 3 if attempts is None and stop is None else attempts
@@ -122,8 +122,9 @@ class RetryMiddleware:
 
     def may_retry(self, error: BaseException, state: RetryCallState) -> bool:
         """Whether another attempt may help against this error, and is safe."""
-        if isinstance(error, BaseExceptionGroup):
-            return all(self.may_retry(one, state) for one in error.exceptions)
+        inside = _inside(error)
+        if inside:
+            return all(self.may_retry(one, state) for one in inside)
         if not isinstance(error, Exception) or isinstance(error, _NEVER):
             return False
         if isinstance(error, CommitOutcomeUnknownError):
@@ -198,6 +199,13 @@ def _outcome(state: RetryCallState, error: BaseException) -> Generator[None]:
 
 def _only_leaf(error: BaseException) -> BaseException:
     """What a group of one holds, for strategies that look at the error."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    while len(inside := _inside(error)) == 1:
+        error = inside[0]
     return error
+
+
+def _inside(error: BaseException) -> tuple[BaseException, ...]:
+    """The errors of a group, none for any other error."""
+    group: Any = error
+    inside: tuple[BaseException, ...] = group.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return inside

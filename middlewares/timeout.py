@@ -42,7 +42,7 @@ class TimeoutMiddleware:
             if one is not None and not one > 0:
                 raise ConfigurationError(f"a timeout of {one!r} s: it must be above 0, or None for no limit")
         self._total = total
-        transaction = Outside("transaction", "a transaction must end by itself, not be cut off from outside its rollback")
+        transaction = Outside("transaction", "a transaction must end by itself; around it, a limit lets it roll back")
         retry: Rule = (
             Outside("retry", "total=True limits all attempts together")
             if total

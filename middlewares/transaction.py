@@ -36,6 +36,8 @@ UnitOfWork: TypeAlias = (
 """Gives an async context manager that commits when left, and rolls back when left by an error.
 
 `async_sessionmaker.begin`, `AsyncEngine.begin`, or an `@asynccontextmanager` function, of the context if it wants one.
+On asyncio it is left in another task than it was entered in, so that a cancellation cannot cut the commit off: no
+cancel scope, task group or token of a context variable may span its `yield`.
 """
 
 
@@ -44,21 +46,23 @@ class TransactionMiddleware:
 
         TransactionMiddleware(async_sessionmaker(engine, expire_on_commit=False).begin)
 
-    What the unit of work yields (a session, a connection) reaches the handlers through the scope. In this order: begin,
-    the chain inside, the queued events until there are none, commit, close the scope, messages that waited for the
-    commit, after-commit hooks. Any error before the commit rolls back. Once committed the work is final: a clean-up or a
-    hook that fails is logged and noted, and a cancellation or a timeout that came during the commit is raised only after
-    its answer.
+    What the unit of work yields (a session, a connection) reaches the handlers through the scope. In this order:
+    begin, the chain inside, the queued events until there are none, commit, close the scope, messages that waited for
+    the commit, after-commit hooks. Any error before the commit rolls back. Once committed the work is final: a clean-up
+    or a hook that fails is logged and noted, and a cancellation or a timeout that came during the commit takes effect
+    only after its answer.
 
     Messages sent from a handler join its transaction. If one fails, the whole is rolled back even if the handler caught
-    the error (`TransactionDoomedError`); with `nested="savepoint"` each joined message has a savepoint of its own instead.
+    the error (`TransactionDoomedError`); with `nested="savepoint"` each joined message has a savepoint of its own
+    instead. Messages sent from a task that the handler started have a transaction of their own; on SQLite that one
+    waits for the handler's lock, so there the handler must not wait for the task.
 
     Without an outbox, events for a broker are published after the commit, at most once: if that fails for good, it is
     logged and handed to `on_lost_event(event, error)`; with `on_publish_error="raise"`, `send` then raises
     `CommittedButNotPublishedError(result, events)`.
 
-    `seconds` bounds each of commit, rollback, and the work after the commit. `yields` names the type of what the unit of
-    work yields where it cannot be told from the callable.
+    `seconds` bounds each of commit, rollback, publishing and hooks. `yields` names the type of what the unit of work
+    yields where it cannot be told from the callable.
 
     Raises `DatabaseNotPreparedError` for an SQLite engine that would lose updates, `CommitOutcomeUnknownError` if the
     connection dies between COMMIT and its answer.
@@ -80,7 +84,9 @@ class TransactionMiddleware:
         if nested not in {"join", "savepoint"}:
             raise ConfigurationError(f'TransactionMiddleware(nested={nested!r}): it is "join" or "savepoint"')
         if on_publish_error not in {"log", "raise"}:
-            raise ConfigurationError(f'TransactionMiddleware(on_publish_error={on_publish_error!r}): it is "log" or "raise"')
+            raise ConfigurationError(
+                f'TransactionMiddleware(on_publish_error={on_publish_error!r}): it is "log" or "raise"'
+            )
         if not seconds > 0:
             raise ConfigurationError(f"TransactionMiddleware(seconds={seconds!r}): it must be above 0")
         self._begin = _taking_context(unit_of_work)
@@ -203,7 +209,8 @@ class _Running:
         except BaseException as error:
             await self.roll_back(error)
             if self._no_answer(error):
-                raise CommitOutcomeUnknownError(type(self._context.message)) from error
+                message: object = self._context.message
+                raise CommitOutcomeUnknownError(type(message)) from error
             raise
         self._unit.mark_committed()
         self._unit.mark_ended()
@@ -234,7 +241,7 @@ class _Running:
         with anyio.CancelScope(deadline=deadline):
             try:
                 await put_off.context.mediator.walk_put_off(put_off)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - reported as lost
                 return error
             return None
         return TimeoutError(f"not published within {self._seconds:g} s after the commit")
@@ -277,8 +284,8 @@ def _savepoint_of(
 ) -> Callable[[], AbstractAsyncContextManager[Any]]:
     if control is None:
         raise ConfigurationError(
-            f'nested="savepoint" needs a session or connection of SQLAlchemy; {type(resource).__name__} has no savepoints '
-            "that this library knows"
+            f'nested="savepoint" needs a session or connection of SQLAlchemy; {type(resource).__name__} has no '
+            "savepoints that this library knows"
         )
     return control.savepoint
 
@@ -303,7 +310,7 @@ def _taking_context(unit_of_work: UnitOfWork) -> Callable[[Context], AbstractAsy
     wanted = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     if len(wanted) > 1 or any(p.kind is p.KEYWORD_ONLY for p in wanted):
         raise ConfigurationError(
-            f"{name_of(function)} asks for {', '.join(p.name for p in wanted)}; a unit of work is called with the context, "
-            "or with nothing"
+            f"{name_of(function)} asks for {', '.join(p.name for p in wanted)}; a unit of work is called with the "
+            "context, or with nothing"
         )
     return function if wanted else lambda _context: function()

@@ -40,7 +40,7 @@ _TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
-_Version = Annotated[int, msgspec.Meta(ge=1)]
+_Version = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 _ILLEGAL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")

@@ -237,8 +237,8 @@ class Codec:
         if message_type is not None and upcaster is not None:
             raise ConfigurationError(
                 f"{name!r} in version {version} has a type, {_place(message_type)}, and an upcaster, "
-                f"{name_of(upcaster)}, so what arrives could become either. Remove the upcaster, or leave that type out "
-                "of the codec, the maps and the destinations."
+                f"{name_of(upcaster)}, so what arrives could become either. Remove the upcaster, or leave that type "
+                "out of the codec, the maps and the destinations."
             )
 
     def _check_size(self, name: str, body: bytes, headers: Mapping[str, str]) -> None:

@@ -243,7 +243,7 @@ class Context:
         Hooks run in order. What one raises is logged and counted, not raised: the work is done. A hook of an attempt
         that fails never runs.
         """
-        self.unit.add_hook(hook)
+        self.unit.add_hook(hook, self)
 
     @property
     def mediator(self) -> Mediator:

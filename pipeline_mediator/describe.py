@@ -34,7 +34,9 @@ def describe(mediator: Mediator, message_type: type | None, form: Literal["text"
 def warnings_of(mediator: Mediator) -> list[str]:
     """What the links say about the chains that they stand in, each text once, with the routes that it is about."""
     found: dict[str, dict[str, None]] = {}
-    for chain in (one for message_type in mediator.routes.message_types() for one in mediator.routes.all_of(message_type)):
+    for chain in (
+        one for message_type in mediator.routes.message_types() for one in mediator.routes.all_of(message_type)
+    ):
         for link in chain.links:
             for text in link.warnings_for(chain):
                 found.setdefault(text, {})[str(chain.route)] = None

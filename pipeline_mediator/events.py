@@ -12,6 +12,7 @@ from pipeline_mediator.handlers import UNKNOWN, Handler, message_type_of, read_h
 
 if TYPE_CHECKING:
     from pipeline_mediator.container import Container
+    from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.message_brokers.protocol import MessageBroker
 
 __all__ = [
@@ -226,7 +227,8 @@ def _meet(one: Binding, other: Binding) -> bool:
 class EventEmitter:
     """The event half of a mediator, as Diator has it: an event map, and perhaps a broker for integration events.
 
-    Hand it to `Mediator(event_emitter=...)`. New code passes `event_map=` and a `PublishMiddleware` instead.
+    Hand it to `Mediator(event_emitter=...)`: what it emits then goes through that mediator. New code needs no emitter;
+    it passes `event_map=` and a `PublishMiddleware`.
     """
 
     def __init__(
@@ -238,12 +240,13 @@ class EventEmitter:
         self.event_map = event_map
         self.container = container
         self.message_broker = message_broker
-        self._emitting: Any = None
+        self.mediator: Mediator | None = None
+        """The mediator that this was handed to; without one, it makes one of its own when it is first used."""
 
     async def emit(self, event: Event, /) -> None:
-        """Emit an event by itself, without a mediator."""
-        if self._emitting is None:
+        """Emit an event as `Mediator.emit` does: from inside a handler it joins that handler's message."""
+        if self.mediator is None:
             from pipeline_mediator.mediator import Mediator
 
-            self._emitting = Mediator(event_emitter=self)
-        await self._emitting.emit(event)
+            self.mediator = Mediator(event_emitter=self)
+        await self.mediator.emit(event)

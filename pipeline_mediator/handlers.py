@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableSequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, TypeVar, Union
+from functools import cached_property, partial
+from typing import Any, Literal, Union
 
 from pipeline_mediator.container.signature import wanted_type
 from pipeline_mediator.context import Context
@@ -39,7 +39,7 @@ class Handler:
     """Further parameters of a function, with the types that the scope resolves."""
     is_async: bool
     collects_events: bool
-    """Whether it has an `events` property (Diator's way of emitting)."""
+    """Whether it has an `events` property, or is an object with a list of that name (Diator's way of emitting)."""
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ def read_handler(target: Any, message_type: type, *, result: Any, stream: bool =
         context_keyword=_context_keyword(context_parameter, further),
         parameters=tuple((p.name, _resolvable(p, hints, refuse)) for p in resolved),
         is_async=stream or _is_async(function, hints),
-        collects_events=form != "function" and hasattr(target, "events"),
+        collects_events=form != "function" and _collects_events(target),
     )
     _refuse_unnameable(handler, further, refuse)
     if not handler.is_async:
@@ -96,7 +96,7 @@ def message_type_of(function: Callable[..., Any]) -> type:
     _, call = _form_of(function, None)
     positional, _ = _parameters_of(call, skip_self=_takes_self(function), refuse=refuse)
     hint = _hints_of(call).get(positional.name, UNKNOWN)
-    if not isinstance(hint, type):
+    if not isinstance(hint, type) or hint is Any:
         refuse(
             f"its first parameter {positional.name!r} must be annotated with the message type, and that type must be "
             "importable at run time"
@@ -222,6 +222,14 @@ def _is_async(function: Callable[..., Any], hints: dict[str, Any]) -> bool:
     return inspect.iscoroutinefunction(_called(function)) or (typing.get_origin(returned) or returned) in _AWAITED
 
 
+def _collects_events(target: Any) -> bool:
+    # Not any `events`: an object may well keep a store or a client under that name.
+    declared = inspect.getattr_static(target if isinstance(target, type) else type(target), "events", None)
+    return isinstance(declared, property | cached_property) or isinstance(
+        getattr(target, "events", None), MutableSequence
+    )
+
+
 def _refuse_async_sessions(handler: Handler, refuse: _Refusal) -> None:
     if handler.form == "class":
         asked = [hint for name, hint in _hints_of(handler.target.__init__).items() if name != "return"]
@@ -302,10 +310,7 @@ def assignable(given: Any, wanted: Any) -> bool:
 
     Errs on the side of yes: a type checker knows better, this catches what no checker was run on.
     """
-    if (
-        any(one is UNKNOWN or one is Any or isinstance(one, TypeVar | str) for one in (given, wanted))
-        or wanted is object
-    ):
+    if given is Any or wanted is Any:
         return True
     given, wanted = _plain(given), _plain(wanted)
     if _is_union(given):
@@ -313,22 +318,13 @@ def assignable(given: Any, wanted: Any) -> bool:
     if _is_union(wanted):
         return any(assignable(given, one) for one in typing.get_args(wanted))
     given_origin, wanted_origin = typing.get_origin(given) or given, typing.get_origin(wanted) or wanted
-    if not isinstance(given_origin, type) or not isinstance(wanted_origin, type):
-        return True
-    if not _is_subclass(given_origin, wanted_origin):
-        return False
-    pairs = zip(typing.get_args(given), typing.get_args(wanted), strict=False)
-    return given_origin is not wanted_origin or all(assignable(one, other) for one, other in pairs)
-
-
-def _is_subclass(given: type, wanted: type) -> bool:
-    if getattr(wanted, "_is_protocol", False) or (wanted is float and given is int):
-        return True
     try:
-        return issubclass(given, wanted)
+        fits = issubclass(given_origin, wanted_origin) or (given is int and wanted is float)
     except TypeError:
-        # Such as a TypedDict, which is only there for type checkers.
+        # No class at run time: UNKNOWN, a TypeVar, a Literal, a TypedDict, most protocols.
         return True
+    pairs = zip(typing.get_args(given), typing.get_args(wanted), strict=False)
+    return fits and (given_origin is not wanted_origin or all(assignable(one, other) for one, other in pairs))
 
 
 def _is_union(hint: Any) -> bool:
@@ -344,6 +340,6 @@ def _plain(hint: Any) -> Any:
 
 
 def _text(hint: Any) -> str:
-    if hint is None or hint is type(None):
+    if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -22,7 +22,7 @@ from pipeline_mediator.pipeline import Pipeline, flatten
 from pipeline_mediator.requests import Request, RequestMap, StreamQuery
 from pipeline_mediator.routes import Routes
 from pipeline_mediator.stream import Stream
-from pipeline_mediator.unit import PutOff, Unit, seed_types
+from pipeline_mediator.unit import ENDED, PutOff, Unit, seed_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -98,6 +98,8 @@ class Mediator:
         self._emits: dict[type, Enter] = {}
         self._prepared = False
         self._open: AsyncExitStack | None = None
+        if event_emitter is not None:
+            event_emitter.mediator = self
         self.requests.freeze()
         self.events.freeze()
         for message_type in self.routes.message_types():
@@ -303,6 +305,8 @@ class Mediator:
                 raise
             finally:
                 reset_ambient(token)
+                if context.begun_unit is None:
+                    context.begun_unit = ENDED
             return result
 
         return walk

@@ -43,9 +43,7 @@ def payload_form(message_type: type) -> PayloadForm:
     return _model_form(message_type) if _is_model(message_type) else _msgspec_form(message_type)
 
 
-def upcast(
-    name: str, version: int, payload: msgspec.Raw | bytes, upcasters: Iterable[Callable[[Any], Any]]
-) -> bytes:
+def upcast(name: str, version: int, payload: msgspec.Raw | bytes, upcasters: Iterable[Callable[[Any], Any]]) -> bytes:
     """The JSON of an older version after these upcasters, the first of which takes it in `version`.
 
     Raises `DecodeError` for what is no JSON, and for an upcaster that fails, named but not quoted.

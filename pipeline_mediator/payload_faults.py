@@ -50,7 +50,9 @@ def check_type(message_type: type, allowed: Callable[[type], bool]) -> bool:
         if isinstance(part, inspect.CustomType) and part.cls is not object and not allowed(part.cls):
             raise EncodeError(message_type, path, f"{part.cls.__name__} has no form in JSON. {ADVICE}")
         if isinstance(part, inspect.DataclassType) and (private := _private_attribute(part.cls)):
-            problem = f"{part.cls.__name__} is an attrs class, and of those private attributes are not written. Rename it."
+            problem = (
+                f"{part.cls.__name__} is an attrs class, and of those private attributes are not written. Rename it."
+            )
             raise EncodeError(message_type, f"{path}.{private}".lstrip("."), problem)
         holds_floats = holds_floats or isinstance(part, inspect.FloatType | inspect.AnyType | inspect.CustomType)
     return holds_floats

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline_mediator.events import Event
     from pipeline_mediator.pipeline import Chain, Next
 
-__all__ = ["Hook", "PutOff", "QueuedEvent", "Unit", "attempt", "seed_types"]
+__all__ = ["ENDED", "Hook", "PutOff", "QueuedEvent", "Unit", "attempt", "seed_types"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class Hook(NamedTuple):
 class Unit:
     """One attempt: everything in it happens, or nothing.
 
-    Whoever began the attempt ends it: TransactionMiddleware where there is one, else the attempt's own link or the root.
-    A unit that has ended lets go of everything, so that a task which outlives its message holds nothing open.
+    Whoever began the attempt ends it: TransactionMiddleware where there is one, else the attempt's own link or the
+    root. A unit that has ended lets go of everything, so that a task which outlives its message holds nothing open.
     """
 
     __slots__ = (
@@ -87,10 +87,10 @@ class Unit:
         "walked",
     )
 
-    def __init__(self, root: Context, task: object = None) -> None:
-        self.root: Context | None = root
+    def __init__(self, root: Context | None, task: object = None) -> None:
+        self.root = root
         self.task = task
-        """The task that the attempt runs in; calls through the mediator join it only from there. None once it ended."""
+        """The task that the attempt runs in, from where calls through the mediator join it; None once it has ended."""
         self._joinable = task is not None
         self.open = True
         self.walked = False
@@ -100,7 +100,7 @@ class Unit:
         self.handed_over = False
         """Whether items of a stream have reached the caller: they cannot be taken back."""
         self.scope: Scope | None = None
-        self.resource: Any = None
+        self.resource: object = None
         """What the unit of work yielded: a session, a connection."""
         self.unit_of_work: object = None
         self.external = False
@@ -124,8 +124,8 @@ class Unit:
         """Take an event to walk when the handler has returned."""
         if self.walked or not self.open:
             raise TransactionFinishedError(
-                f"{type(event).__name__} was emitted after the events of this attempt had been walked: it would be lost. "
-                "Emit before the handler returns, or call `await mediator.emit(event)` for a message of its own."
+                f"{type(event).__name__} was emitted after the events of this attempt had been walked: it would be "
+                "lost. Emit before the handler returns, or call `await mediator.emit(event)` for a message of its own."
             )
         if len(self.events) >= MAX_EVENTS:
             raise EmitError(
@@ -145,8 +145,8 @@ class Unit:
             walked += 1
             if walked > MAX_EVENTS:
                 raise EmitError(
-                    f"{MAX_EVENTS} events were walked in one attempt and {type(self.events[0].event).__name__} is next. "
-                    "Does an event handler emit the event that it handles?"
+                    f"{MAX_EVENTS} events were walked in one attempt and {type(self.events[0].event).__name__} is "
+                    "next. Does an event handler emit the event that it handles?"
                 )
             queued = self.events.popleft()
             await queued.context.mediator.walk_queued(queued)
@@ -164,7 +164,7 @@ class Unit:
 
     # -- the transaction -----------------------------------------------------------------------------------------------
 
-    def begin(self, resource: Any, unit_of_work: object, savepoint: Callable[[], Any] | None = None) -> None:
+    def begin(self, resource: object, unit_of_work: object, savepoint: Callable[[], Any] | None = None) -> None:
         """A transaction is open: `resource` is what its unit of work yielded."""
         self.resource = resource
         self.unit_of_work = unit_of_work
@@ -189,12 +189,15 @@ class Unit:
         """A joined message failed and its caller went on."""
         if self._doomed_by is not None and self.root is not None:
             message_type, error = self._doomed_by
-            raise TransactionDoomedError(message_type, type(self.root.message), error)
+            root: object = self.root.message
+            raise TransactionDoomedError(message_type, type(root), error)
 
     def add_hook(self, hook: Callable[[], Awaitable[object] | None], context: Context | None = None) -> None:
         """Take a hook to call after the commit; `context` is the message that asks for it."""
         if not self.open:
-            raise TransactionFinishedError("after_commit was called after the attempt had ended: the hook would never run")
+            raise TransactionFinishedError(
+                "after_commit was called after the attempt had ended: the hook would never run"
+            )
         if self.external:
             raise TransactionError(
                 "after_commit inside send(..., transaction=...): the caller commits that transaction, and this library "
@@ -211,8 +214,8 @@ class Unit:
             raise TransactionFinishedError("a handler was resolved in an attempt that has already ended")
         seeds: dict[type, object] = {type(root): root}
         if self.resource is not None:
-            for seeded in seed_types(type(self.resource)):
-                seeds[seeded] = self.resource
+            yielded: type = type(self.resource)
+            seeds.update(dict.fromkeys(seed_types(yielded), self.resource))
         self.scope = root.mediator.container.open(seeds)
         return self.scope
 
@@ -267,30 +270,35 @@ class Unit:
             closing = scope.close(error)
             if closing is not None:
                 await finish(_awaited(closing), seconds=CLOSE_SECONDS)
-        except Exception:
-            self.report("scope clean-up failed")
+        except Exception as failure:  # noqa: BLE001 - reported
+            self._report("scope clean-up failed", failure)
 
     async def call_hooks(self) -> None:
         """Call the after-commit hooks in order; what one raises is logged, and the next one is called.
 
-        A hook is taken off the queue when it has ended, so that what is left after a cancellation did not run to its end.
+        A hook is taken off the queue when it has ended, so what is left after a cancellation did not run to its end.
         """
         while self.hooks:
             try:
                 called = self.hooks[0].call()
                 if called is not None:
                     await called
-            except Exception:
-                self.report("after-commit hook failed")
+            except Exception as failure:  # noqa: BLE001 - reported
+                self._report("after-commit hook failed", failure)
             del self.hooks[0]
 
-    def report(self, what: str) -> None:
+    def _report(self, what: str, failure: Exception) -> None:
         """Log an error that must not change the outcome, and count it."""
         root = self.root
         name = "?" if root is None else type(root.message).__name__
-        logger.exception("%s for %s; its outcome stands", what, name)
+        logger.error("%s for %s; its outcome stands", what, name, exc_info=failure)
         if root is not None:
             root.note(what)
+
+
+ENDED = Unit(None)
+"""What a message has whose attempt ended without anything having asked for a unit: nothing joins it any more."""
+ENDED.mark_ended()
 
 
 async def attempt(context: Context, call_next: Next) -> Any:
@@ -313,7 +321,7 @@ async def attempt(context: Context, call_next: Next) -> Any:
 
 @cache
 def seed_types(resource_type: type) -> tuple[type, ...]:
-    """The types under which a scope provides what a unit of work yields: its class and the bases that mean something."""
+    """The types a scope provides what a unit of work yields under: its class, and the bases that mean something."""
     return tuple(base for base in resource_type.__mro__ if base.__module__ not in {"builtins", "typing", "abc"})
 
 

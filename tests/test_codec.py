@@ -10,7 +10,7 @@ import subprocess
 import sys
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -22,9 +22,13 @@ import attrs
 import msgspec
 import pydantic
 import pytest
+from cloudevents.core.bindings import amqp, http, kafka
+from cloudevents.core.formats.json import JSONFormat
+from cloudevents.core.v1.event import CloudEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline_mediator import cloudevents
 from pipeline_mediator.codec import Codec, Facts
 from pipeline_mediator.errors import (
     CodecError,
@@ -32,6 +36,7 @@ from pipeline_mediator.errors import (
     DecodeError,
     EncodeError,
     MessageTooLargeError,
+    MissingUpcasterError,
     UnknownMessageError,
 )
 from pipeline_mediator.messages import message
@@ -193,6 +198,7 @@ facts = st.builds(
     causation_id=st.none() | attribute,
     key=st.none() | attribute,
     headers=st.dictionaries(text | st.sampled_from(["traceparent", "tracestate", "baggage"]), text, max_size=5),
+    sequence=st.none() | attribute,
     time=st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))])).filter(in_years_everyone_counts),
 )
 orders = st.builds(
@@ -219,6 +225,100 @@ def test_a_message_comes_back_as_it_was_and_so_does_what_travels_with_it(
     assert decoded.facts == facts
     assert decoded.source == "shop"
     assert (encoded.name, encoded.version) == ("orders.placed", 2)
+
+
+# The same fields in four kinds of class, each with a part of its own kind.
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataclassSale:
+    id: UUID
+    at: datetime
+    total: Decimal
+    colour: Colour
+    parts: list[Line]
+    notes: dict[str, int | None]
+    weight: float | None
+    tags: frozenset[str]
+
+
+@attrs.frozen(kw_only=True)
+class AttrsLine:
+    sku: str
+    price: Decimal
+
+
+@attrs.frozen(kw_only=True)
+class AttrsSale:
+    id: UUID
+    at: datetime
+    total: Decimal
+    colour: Colour
+    parts: list[AttrsLine]
+    notes: dict[str, int | None]
+    weight: float | None
+    tags: frozenset[str]
+
+
+class StructLine(msgspec.Struct, frozen=True):
+    sku: str
+    price: Decimal
+
+
+class StructSale(msgspec.Struct, frozen=True, kw_only=True):
+    id: UUID
+    at: datetime
+    total: Decimal
+    colour: Colour
+    parts: list[StructLine]
+    notes: dict[str, int | None]
+    weight: float | None
+    tags: frozenset[str]
+
+
+class ModelLine(pydantic.BaseModel, frozen=True):
+    sku: str
+    price: Decimal
+
+
+class ModelSale(pydantic.BaseModel, frozen=True):
+    id: UUID
+    at: datetime
+    total: Decimal
+    colour: Colour
+    parts: list[ModelLine]
+    notes: dict[str, int | None]
+    weight: float | None
+    tags: frozenset[str]
+
+
+def sales_of(kind: Callable[..., object], part: Callable[..., object]) -> st.SearchStrategy[object]:
+    price = st.decimals(allow_nan=False, allow_infinity=False)
+    return st.builds(
+        kind,
+        id=st.uuids(),
+        at=st.datetimes(timezones=st.just(UTC)),
+        total=price,
+        colour=st.sampled_from(Colour),
+        parts=st.lists(st.builds(part, sku=text, price=price), max_size=3),
+        notes=st.dictionaries(text, st.none() | st.integers(), max_size=3),
+        weight=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        tags=st.frozensets(text, max_size=3),
+    )
+
+
+sale_codec = Codec(DataclassSale, AttrsSale, StructSale, ModelSale)
+
+
+@given(
+    sale=sales_of(DataclassSale, Line)
+    | sales_of(AttrsSale, AttrsLine)
+    | sales_of(StructSale, StructLine)
+    | sales_of(ModelSale, ModelLine)
+)
+def test_the_fields_of_every_kind_of_class_come_back_as_they_were(sale: object) -> None:
+    encoded = sale_codec.encode(sale, FACTS)
+    assert sale_codec.decode(encoded.body, encoded.content_type).message == sale
 
 
 @pytest.mark.parametrize("kind", [Plain, Frozen, Slotted, KeywordOnly, Attrs, Struct, Model])
@@ -248,7 +348,8 @@ def test_what_may_be_anything_comes_back_as_plain_json() -> None:
 
 
 def test_the_structured_form_is_a_strict_cloud_event() -> None:
-    facts = Facts("42", "conversation", "cause", "customer-1", {"tenant": "a\n", "traceparent": "00-ab-cd-01"}, NOON)
+    headers = {"tenant": "a\n", "traceparent": "00-ab-cd-01"}
+    facts = Facts("42", "conversation", "cause", "customer-1", headers, NOON, sequence="0017")
     encoded = codec.encode(Anything(1), facts)
     event = json.loads(encoded.body)
     assert encoded.content_type == "application/cloudevents+json"
@@ -262,6 +363,7 @@ def test_the_structured_form_is_a_strict_cloud_event() -> None:
         "correlationid": "conversation",
         "causationid": "cause",
         "partitionkey": "customer-1",
+        "sequence": "0017",
         "traceparent": "00-ab-cd-01",
         "headers": '{"tenant":"a\\n"}',
         "datacontenttype": "application/json",
@@ -302,6 +404,95 @@ def test_a_payload_in_base64_is_read() -> None:
 def test_the_time_is_the_clocks_unless_it_is_given() -> None:
     codec = Codec(Plain, clock=lambda: NOON)
     assert codec.decode(codec.encode(Plain(1), FACTS).body).facts.time == NOON
+
+
+# Another implementation of CloudEvents, as reader and as writer
+
+
+def read_by_the_sdk(body: bytes, content_type: str, headers: Mapping[str, str]) -> CloudEvent:
+    properties = {f"cloudEvents:{name}": value for name, value in headers.items()}
+    message = amqp.AMQPMessage({"content-type": content_type}, properties, body)
+    event = amqp.from_amqp_event(message)
+    assert isinstance(event, CloudEvent)  # 1.0; it has checked every attribute
+    return event
+
+
+@given(order=orders, facts=facts, binary=st.booleans())
+def test_what_is_written_is_read_by_the_cloudevents_package(*, order: OrderPlaced, facts: Facts, binary: bool) -> None:
+    encoded = codec.encode(order, facts, binary=binary)
+    event = read_by_the_sdk(encoded.body, encoded.content_type, encoded.headers)
+    assert (event.get_type(), event.get_source(), event.get_id()) == ("orders.placed", "shop", facts.message_id)
+    assert int(event.get_extension("dataversion")) == 2
+    assert facts.time is None or event.get_time() == facts.time
+    assert event.get_extension("correlationid") == facts.correlation_id
+    assert event.get_extension("causationid") == facts.causation_id
+    assert event.get_extension("partitionkey") == facts.key
+    assert event.get_extension("sequence") == facts.sequence
+    data = event.get_data()
+    assert isinstance(data, dict)
+    assert data["order_id"] == str(order.order_id)
+    assert [line["price"] for line in data["lines"]] == [str(line.price) for line in order.lines]
+
+
+def written_by_the_sdk() -> CloudEvent:
+    return CloudEvent(
+        {
+            "type": "Anything",
+            "source": "/erp",
+            "id": "1",
+            "time": NOON,
+            "datacontenttype": "application/json",
+            "subject": "an attribute that nobody here asks for",
+            "correlationid": "conversation",
+            "causationid": "cause",
+            "partitionkey": "customer-1",
+            "sequence": "0017",
+            "traceparent": "00-ab-cd-01",
+            "dataversion": 1,
+        },
+        {"value": 5},
+    )
+
+
+def assert_is_what_the_sdk_wrote(body: bytes, content_type: str, headers: Mapping[str, str]) -> None:
+    decoded = codec.decode(body, content_type, headers)
+    assert decoded.message == Anything(5)
+    assert decoded.source == "/erp"
+    trace = {"traceparent": "00-ab-cd-01"}
+    assert decoded.facts == Facts("1", "conversation", "cause", "customer-1", trace, NOON, "0017")
+
+
+@pytest.mark.parametrize("write", [amqp.to_structured_event, amqp.to_binary_event])
+def test_what_the_cloudevents_package_writes_for_amqp_is_read(write: Callable[[CloudEvent], amqp.AMQPMessage]) -> None:
+    written = write(written_by_the_sdk())
+    # As text, which is how the seam to a broker has them; the time was a number of milliseconds.
+    headers = {name: str(value) for name, value in written.application_properties.items()}
+    assert_is_what_the_sdk_wrote(written.application_data, written.properties["content-type"], headers)
+
+
+def test_what_the_cloudevents_package_writes_for_kafka_is_read() -> None:
+    written = kafka.to_binary_event(written_by_the_sdk())
+    headers = {name: value.decode() for name, value in written.headers.items()}
+    assert_is_what_the_sdk_wrote(written.value, headers["content-type"], headers)
+
+
+def test_what_the_cloudevents_package_writes_for_http_is_read() -> None:
+    # Without what HTTP's binding escapes, such as the blanks of the subject: undoing that is a transport's business.
+    written = http.to_binary_event(written_by_the_sdk())
+    assert_is_what_the_sdk_wrote(written.body, written.headers["content-type"], written.headers)
+
+
+@given(
+    value=st.dictionaries(text, st.none() | st.integers() | text), identity=attribute, time=st.none() | st.just(NOON)
+)
+def test_whatever_event_the_cloudevents_package_writes_is_read(
+    value: dict[str, Any], identity: str, time: datetime | None
+) -> None:
+    attributes = {"type": "Anything", "source": "/erp", "id": identity} | ({} if time is None else {"time": time})
+    decoded = codec.decode(JSONFormat().write(CloudEvent(attributes, {"value": value})), "application/cloudevents+json")
+    assert decoded.message == Anything(value)
+    assert decoded.facts.message_id == identity
+    assert time is None or decoded.facts.time == time
 
 
 # What cannot be written
@@ -432,6 +623,7 @@ def test_size_is_looked_at_before_anything_else() -> None:
         ({"time": "2026-05-01T12:00:00"}, "$.time"),
         ({"dataversion": "secret"}, "$.dataversion"),
         ({"dataversion": 0}, "$.dataversion"),
+        ({"dataversion": 2**31}, "$.dataversion"),
         ({"datacontenttype": "text/secret"}, "$.datacontenttype"),
         ({"headers": "secret"}, "$.headers"),
         ({"headers": '{"secret": 5}'}, "$.headers[...]"),
@@ -486,6 +678,18 @@ def test_an_unknown_name_is_answered_with_the_nearest_known() -> None:
     assert (caught.value.name, caught.value.version) == ("orders.place", 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dataversion", "secret"), ("dataversion", "9" * 5000), ("time", "9" * 20), ("time", "9" * 5000)],
+)
+def test_the_attribute_of_the_binary_form_that_is_wrong_is_named(name: str, value: str) -> None:
+    headers = {"specversion": "1.0", "id": "1", "source": "s", "type": "Anything", name: value}
+    with pytest.raises(DecodeError) as caught:
+        codec.decode(b"{}", "application/json", headers)
+    assert caught.value.where == f"$.{name}"
+    assert value not in _all_text_of(caught.value)
+
+
 def test_nothing_is_imported_by_what_the_wire_says() -> None:
     with pytest.raises(UnknownMessageError):
         codec.decode(b'{"specversion": "1.0", "id": "1", "source": "s", "type": "this.Zen", "data": {}}')
@@ -497,9 +701,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-attributes = st.sampled_from(
-    ["specversion", "id", "source", "type", "time", "dataversion", "headers", "data", "data_base64", "datacontenttype"]
-)
+attributes = st.sampled_from(cloudevents.CloudEvent.__struct_fields__)
 
 
 @given(body=st.binary(), headers=st.dictionaries(attributes, st.text()), content_type=st.none() | st.text())
@@ -550,6 +752,177 @@ def test_one_name_may_have_several_versions() -> None:
         ("orders.placed", 1): Older,
         ("orders.placed", 2): OrderPlaced,
     }
+
+
+# Versions
+
+
+@message("sales.made", version=3)
+@dataclass(frozen=True)
+class SaleMade:
+    sale_id: UUID
+    total: Decimal
+    currency: str
+
+
+def event_of_version(version: int, data: object) -> bytes:
+    event = {"specversion": "1.0", "id": "1", "source": "s", "type": "sales.made", "dataversion": version, "data": data}
+    return json.dumps(event).encode()
+
+
+def codec_with_upcasters() -> Codec:
+    """From 1 to 2 the total became a decimal, from 2 to 3 it got a currency."""
+    codec = Codec(SaleMade)
+
+    @codec.upcaster("sales.made", 2)
+    def add_currency(payload: dict[str, Any]) -> dict[str, Any]:
+        payload["currency"] = "EUR"
+        return payload
+
+    @codec.upcaster("sales.made", 1)
+    def count_in_units(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"sale_id": UUID(payload["sale_id"]), "total": Decimal(payload["cents"]) / 100}
+
+    return codec
+
+
+SALE = UUID(int=7)
+
+
+@pytest.mark.parametrize(
+    ("version", "payload"),
+    [
+        (1, {"sale_id": str(SALE), "cents": 1250}),
+        (2, {"sale_id": str(SALE), "total": "12.5"}),
+        (3, {"sale_id": str(SALE), "total": "12.5", "currency": "EUR"}),
+    ],
+)
+def test_every_older_version_is_read_as_the_current_one(version: int, payload: dict[str, Any]) -> None:
+    decoded = codec_with_upcasters().decode(event_of_version(version, payload))
+    assert decoded.message == SaleMade(SALE, Decimal("12.5"), "EUR")
+
+
+def test_an_event_without_a_version_is_of_the_first() -> None:
+    event = json.loads(event_of_version(1, {"sale_id": str(SALE), "cents": 1250}))
+    del event["dataversion"]
+    assert codec_with_upcasters().decode(json.dumps(event).encode()).message == SaleMade(SALE, Decimal("12.5"), "EUR")
+
+
+@given(cents=st.integers(-(10**12), 10**12))
+def test_an_upcast_message_is_written_and_read_as_any_other(cents: int) -> None:
+    codec = codec_with_upcasters()
+    sale = codec.decode(event_of_version(1, {"sale_id": str(SALE), "cents": cents})).message
+    assert sale.total == Decimal(cents) / 100
+    again = codec.encode(sale, FACTS)
+    assert again.version == 3
+    assert codec.decode(again.body).message == sale
+
+
+def test_an_upcaster_is_still_the_function_that_it_was() -> None:
+    codec = Codec(SaleMade)
+
+    @codec.upcaster("sales.made", 2)
+    def add_currency(payload: dict[str, Any]) -> dict[str, Any]:
+        return payload | {"currency": "EUR"}
+
+    assert add_currency({"total": 1}) == {"total": 1, "currency": "EUR"}
+
+
+def test_an_older_version_without_an_upcaster_is_named_with_what_to_register() -> None:
+    codec = Codec(SaleMade)
+    with pytest.raises(MissingUpcasterError) as caught:
+        codec.decode(event_of_version(1, {}))
+    assert str(caught.value) == (
+        "'sales.made' in version 1 cannot be read: here it is known in version 3, and nothing turns version 1 into 2. "
+        "Register a function that does: @codec.upcaster('sales.made', 1)."
+    )
+
+
+def test_a_gap_between_the_upcasters_is_named() -> None:
+    codec = Codec(SaleMade)
+
+    @codec.upcaster("sales.made", 1)
+    def count_in_units(payload: dict[str, Any]) -> dict[str, Any]:
+        raise AssertionError
+
+    with pytest.raises(MissingUpcasterError, match=r"version 1 cannot .* known in version 3, .* version 2 into 3"):
+        codec.decode(event_of_version(1, {}))
+
+
+def test_a_version_newer_than_any_here_is_unknown() -> None:
+    with pytest.raises(UnknownMessageError, match=r"'sales.made' in version 4 .*Nearest: 'sales.made' in version 3"):
+        codec_with_upcasters().decode(event_of_version(4, {}))
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"sale_id": str(SALE)}, "its upcaster .*count_in_units, from version 1, failed with KeyError"),
+        ({"sale_id": "secret", "cents": 1}, "its upcaster .*count_in_units, from version 1, failed with ValueError"),
+        ("secret", "its upcaster .*count_in_units, from version 1, failed with TypeError"),
+    ],
+)
+def test_an_upcaster_that_fails_is_named_and_the_payload_is_not(data: object, problem: str) -> None:
+    with pytest.raises(DecodeError, match=f"^sales.made cannot be decoded: {problem}") as caught:
+        codec_with_upcasters().decode(event_of_version(1, data))
+    assert "secret" not in _all_text_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (None, "its upcaster .*forget, from version 2, returned None"),
+        (Handle(), "what its upcasters made of version 2 has no form in JSON"),
+        ({}, "missing required field"),
+    ],
+)
+def test_what_an_upcaster_returns_has_to_be_a_payload(result: object, problem: str) -> None:
+    codec = Codec(SaleMade)
+
+    @codec.upcaster("sales.made", 2)
+    def forget(payload: object) -> object:
+        return result
+
+    with pytest.raises(DecodeError, match=problem):
+        codec.decode(event_of_version(2, {}))
+
+
+def test_a_payload_of_an_older_version_that_is_no_json_is_refused() -> None:
+    headers = {"specversion": "1.0", "id": "1", "source": "s", "type": "sales.made", "dataversion": "1"}
+    with pytest.raises(DecodeError, match="JSON is malformed"):
+        codec_with_upcasters().decode(b"no JSON", "application/json", headers)
+
+
+def test_two_upcasters_from_one_version_are_refused_by_name() -> None:
+    codec = codec_with_upcasters()
+
+    def other(payload: object) -> object:
+        return payload
+
+    with pytest.raises(ConfigurationError, match=r"add_currency and .*other both .* 'sales.made' from version 2 to 3"):
+        codec.upcaster("sales.made", 2)(other)
+
+
+def test_a_version_has_a_type_or_an_upcaster() -> None:
+    @message("sales.made", version=2)
+    class Older:
+        pass
+
+    def add_currency(payload: object) -> object:
+        return payload
+
+    problem = r"'sales.made' in version 2 has a type, .*Older, and an upcaster, .*add_currency"
+    with pytest.raises(ConfigurationError, match=problem):
+        Codec(Older).upcaster("sales.made", 2)(add_currency)
+    codec = Codec()
+    codec.upcaster("sales.made", 2)(add_currency)
+    with pytest.raises(ConfigurationError, match=problem):
+        codec.register(Older)
+
+
+def test_versions_start_at_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"upcaster\('sales.made', 0\): versions start at 1"):
+        Codec().upcaster("sales.made", 0)
 
 
 @pytest.mark.parametrize("source", ["", "two words", "bell\x07", "caf\u00e9"])

@@ -15,6 +15,7 @@ from pipeline_mediator import (
     DomainEvent,
     EventMap,
     Mediator,
+    Middleware,
     Next,
     RequestMap,
     Route,
@@ -151,7 +152,7 @@ async def queue_in_handler(ids: Ids, context: Context) -> None:
 @pytest.mark.parametrize(
     "start", [send_in_handler, send_in_context, send_in_child_task, emit_in_handler, queue_in_handler]
 )
-async def test_correlation_is_kept_and_causation_is_told(start: Any, transaction: bool) -> None:
+async def test_correlation_is_kept_and_causation_is_told(start: Any, *, transaction: bool) -> None:
     ids = Ids(transaction=transaction)
 
     async def start_inner(context: Context) -> None:
@@ -426,8 +427,9 @@ async def test_nothing_is_queued_after_the_end() -> None:
     async def inner(command: Inner) -> object: ...
 
     requests = RequestMap().bind(Outer, keep).bind(Inner, inner)
-    for middlewares in ([], [TransactionMiddleware(Database().begin)], [RetryMiddleware(2)]):
-        mediator = Mediator(RequestMap().include(requests), middlewares=middlewares)  # type: ignore[arg-type] # pyright: ignore
+    stacks: list[list[Middleware]] = [[], [TransactionMiddleware(Database().begin)], [RetryMiddleware(2)]]
+    for middlewares in stacks:
+        mediator = Mediator(requests, middlewares=middlewares)
         context: Any = await mediator.send(Outer())
 
         with pytest.raises(
@@ -460,8 +462,6 @@ def test_too_many_events_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         context.emit(Happened(number))
 
-    with pytest.raises(
-        EmitError, match="Happened: 3 events already wait in this attempt. Does an event handler emit the"
-    ):
+    with pytest.raises(EmitError, match="Happened: 3 events already wait in this attempt"):
         context.emit(Happened(3))
     assert len(context.events) == 3

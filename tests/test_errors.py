@@ -26,6 +26,7 @@ from pipeline_mediator.errors import (
     MediatorError,
     MessageTooLargeError,
     MissingExtraError,
+    MissingUpcasterError,
     OrderError,
     PermanentError,
     ResolutionError,
@@ -138,6 +139,13 @@ EXAMPLES: list[tuple[MediatorError, str]] = [
         (
             "'orders.placed' in version 2 is not in the codec's catalog. Nearest: 'orders.placed' in version 1. Give "
             "its type to the codec, or bind a handler or a destination to it."
+        ),
+    ),
+    (
+        MissingUpcasterError("orders.placed", 1, 2, 3),
+        (
+            "'orders.placed' in version 1 cannot be read: here it is known in version 3, and nothing turns version 2 into "
+            "3. Register a function that does: @codec.upcaster('orders.placed', 2)."
         ),
     ),
     (

@@ -284,26 +284,36 @@ class PlaceOrder(Command[int]):
 
 
 @pytest.mark.parametrize(
-    ("bind", "text"),
+    ("event", "handlers", "options", "text"),
     [
-        (lambda events: events.bind(int, nothing), "int is no event type"),
-        (lambda events: events.bind(PlaceOrder, nothing), "PlaceOrder is no event type"),
-        (lambda events: events.bind(OrderPlaced(), nothing), "OrderPlaced object is no event type"),
-        (lambda events: events.bind(OrderPlaced), r"EventMap.bind\(OrderPlaced\) was called without a handler"),
-        (lambda events: events.bind(OrderPlaced, nothing, at="later"), "at='later' for OrderPlaced: it is"),
-        (lambda events: events.bind(OrderPlaced, nothing, fan_out="all"), "fan_out='all' for OrderPlaced: it is"),
+        (int, [nothing], {}, "int is no event type"),
+        (PlaceOrder, [nothing], {}, "PlaceOrder is no event type"),
+        (OrderPlaced(), [nothing], {}, "OrderPlaced object is no event type"),
+        (OrderPlaced, [], {}, r"EventMap.bind\(OrderPlaced\) was called without a handler"),
+        (OrderPlaced, [nothing], {"at": "later"}, "at='later' for OrderPlaced: it is"),
+        (OrderPlaced, [nothing], {"fan_out": "all"}, "fan_out='all' for OrderPlaced: it is"),
         (
-            lambda events: events.bind(OrderPlaced, nothing, at="delivery"),
+            OrderPlaced,
+            [nothing],
+            {"at": "delivery"},
             'at="delivery" for OrderPlaced: a domain event stays in the process, so it is never delivered',
         ),
-        (lambda events: events.handler(lambda event: None), "its first parameter 'event' must be annotated"),
     ],
 )
-def test_a_bind_that_makes_no_sense_is_refused(bind: Callable[[Any], Any], text: str) -> None:
+def test_a_bind_that_makes_no_sense_is_refused(event: Any, handlers: Any, options: Any, text: str) -> None:
     events = EventMap()
 
     with pytest.raises(BindError, match=text):
-        bind(events)
+        events.bind(event, *handlers, **options)
+
+    assert len(events) == 0
+
+
+def test_the_decorator_needs_an_annotation() -> None:
+    events = EventMap()
+
+    with pytest.raises(BindError, match="nothing cannot be bound: its first parameter 'event' must be annotated"):
+        events.handler(nothing)
 
     assert len(events) == 0
 
@@ -605,6 +615,31 @@ async def test_handlers_with_a_scope_each_share_nothing(fan_out: Any) -> None:
     assert log == ["low"]
 
 
+@pytest.mark.parametrize("fan_out", ["concurrent", "sequential", "collect"])
+async def test_what_a_handler_with_a_scope_of_its_own_sends_is_in_a_transaction_of_its_own(fan_out: Any) -> None:
+    database = Database()
+
+    async def hear(event: OrderPlaced, resource: Resource) -> None:
+        await mediator.emit(StockRanLow())
+
+    requests = RequestMap()
+
+    @requests.handler
+    async def place(command: PlaceOrder, context: Context) -> int:
+        context.emit(OrderPlaced())
+        return 1
+
+    mediator = Mediator(
+        requests,
+        PlainContainer(Resource),
+        event_map=EventMap().bind(OrderPlaced, hear, fan_out=fan_out, scope_per_handler=True).bind(StockRanLow, Keep),
+        middlewares=[TransactionMiddleware(database.begin)],
+    )
+    await mediator.send(PlaceOrder())
+
+    assert database.log == ["begin", "begin", "commit", "commit"]
+
+
 async def test_handlers_without_a_scope_each_share_one() -> None:
     Resource.made.clear()
     got: list[Resource] = []
@@ -685,6 +720,26 @@ async def test_the_mediator_takes_the_emitters_container_if_it_has_none() -> Non
     await Mediator(container=PlainContainer(own), event_emitter=emitter).emit(OrderPlaced())
 
     assert got == [shared, own]
+
+
+async def test_what_an_emitter_emits_in_a_handler_joins_its_message() -> None:
+    database = Database()
+
+    async def place(command: PlaceOrder, session: Session) -> int:
+        session.rows.append("placed")
+        await emitter.emit(OrderPlaced())
+        return 1
+
+    emitter = EventEmitter(EventMap().bind(OrderPlaced, Keep))
+    mediator = Mediator(
+        RequestMap().bind(PlaceOrder, place),
+        event_emitter=emitter,
+        middlewares=[TransactionMiddleware(database.begin)],
+    )
+    await mediator.send(PlaceOrder())
+
+    assert database.log == ["begin", "commit"]
+    assert database.rows == ["placed", OrderPlaced()]
 
 
 def test_an_emitter_and_an_event_map_are_too_much() -> None:

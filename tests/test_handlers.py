@@ -473,6 +473,17 @@ async def test_a_plain_function_may_emit() -> None:
     assert heard == [1]
 
 
+async def test_a_function_that_returns_an_awaitable_runs_where_it_was_sent_from() -> None:
+    threads: list[threading.Thread] = []
+
+    def handle(command: Add) -> Awaitable[str]:
+        threads.append(threading.current_thread())
+        return function(command)
+
+    assert await Mediator(RequestMap().bind(Add, handle)).send(Add(1)) == "1"
+    assert threads == [threading.current_thread()]
+
+
 async def test_what_a_plain_function_raises_is_raised_as_it_is() -> None:
     def handle(command: Add) -> str:
         raise LookupError(command.number)
@@ -767,7 +778,7 @@ FITTING: list[tuple[Any, Any]] = [
     (int, Any),
     (int | None, int),
     (int | None, None),
-    (Optional[int], int | None),
+    (Optional[int], int | None),  # noqa: UP045 - as many still write it
     (int | str | None, int | str),
     (OrderId, int),
     (OrderId, OrderId),
@@ -808,7 +819,7 @@ def test_a_result_that_fits_is_taken(promised: Any, returned: Any) -> None:
         (int, float, "it returns float, but the message promises int"),
         (int, None, "it returns None, but the message promises int"),
         (int, int | None, "it returns int | None, but the message promises int"),
-        (int, Optional[str], r"it returns Optional[str], but the message promises int"),
+        (int, Optional[str], "it returns Optional[str], but the message promises int"),  # noqa: UP045 - likewise
         (None, int, "it returns int, but the message promises None"),
         (int | None, str, "it returns str, but the message promises int | None"),
         (int | str, int | None, "it returns int | None, but the message promises int | str"),
@@ -895,6 +906,13 @@ def returning_iterator(query: Numbers) -> AsyncIterator[int]:
     return generator(query)
 
 
+def returning_bare_iterator(query: Numbers) -> AsyncIterator[int]:
+    return generator(query)
+
+
+returning_bare_iterator.__annotations__["return"] = AsyncIterator
+
+
 async def awaited_iterator(query: Numbers) -> AsyncIterator[int]:
     return generator(query)
 
@@ -915,6 +933,7 @@ STREAM_HANDLERS: list[Any] = [
     full_generator,
     bare_generator,
     returning_iterator,
+    returning_bare_iterator,
     awaited_iterator,
     GeneratorHandler,
     GeneratorHandler(),
@@ -973,7 +992,15 @@ def test_a_stream_of_other_items_is_refused(handler: Any) -> None:
         RequestMap().bind(TextItems, handler)
 
 
-@pytest.mark.parametrize("handler", [function, sync_function, returning_awaitable, yields, Async, Async()])
+def says_nothing(query: Any) -> Any: ...
+
+
+unannotated(says_nothing, "return")
+
+
+@pytest.mark.parametrize(
+    "handler", [function, sync_function, returning_awaitable, yields, Async, Async(), says_nothing]
+)
 def test_a_stream_handler_gives_an_async_iterator(handler: Any) -> None:
     # Every handler of Add takes it.
     adding: Any = types.new_class("Adding", (Add, StreamQuery[str]))

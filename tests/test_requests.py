@@ -140,7 +140,6 @@ def test_the_bases_carry_nothing(base: type) -> None:
 
     assert not hasattr(slotted(), "__dict__")
     assert not hasattr(slotted(), "__weakref__")
-    assert base.__slots__ == ()  # type: ignore[attr-defined]
     assert "__init__" not in vars(base)
 
 
@@ -199,17 +198,19 @@ async def test_the_decorator_takes_the_type_from_the_first_parameter() -> None:
     assert await place(PlaceOrder("a book")) == 6
 
 
-def test_the_decorator_needs_an_annotation() -> None:
-    requests = RequestMap()
+@pytest.mark.parametrize("annotations", [{}, {"command": "missing.PlaceOrder"}, {"command": Any}])
+def test_the_decorator_needs_an_annotation(annotations: dict[str, Any]) -> None:
+    async def place(command: Any) -> int:
+        return 1
 
+    place.__annotations__ = annotations
     with pytest.raises(HandlerSignatureError) as raised:
+        RequestMap().handler(place)
 
-        @requests.handler
-        async def place(command) -> int:  # type: ignore[no-untyped-def] # pyright: ignore
-            return 1
-
-    assert "place" in str(raised.value)
-    assert "its first parameter 'command' must be annotated with the message type" in str(raised.value)
+    assert str(raised.value) == (
+        "test_the_decorator_needs_an_annotation.<locals>.place cannot be bound: its first parameter 'command' must be "
+        "annotated with the message type, and that type must be importable at run time"
+    )
 
 
 def test_the_decorator_needs_one_type() -> None:
@@ -228,7 +229,7 @@ def test_the_decorator_takes_streams() -> None:
         yield query.prefix
 
     assert ExportOrders in requests
-    assert export(ExportOrders("a"))
+    assert export.__name__ == "export"
 
 
 def test_a_second_handler_is_refused_and_the_first_stays() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
     from types import TracebackType
 
 __all__ = ["Ack", "BrokerFeatures", "Dead", "Delivery", "Later", "MessageBroker", "Outcome", "Outgoing", "Subscription"]
@@ -27,6 +28,8 @@ class Outgoing:
     """Messages of one key stay in order where the broker can do that."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     """Attributes for transports that carry headers; a structured body already has them inside."""
+    not_before: datetime | None = None
+    """Receivers get it then at the earliest, an aware time; a broker that cannot keep messages back does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,9 @@ def prepare_sqlite(engine: AsyncEngine, *, busy_timeout: float = 5.0) -> AsyncEn
     """
     sync_engine = engine.sync_engine
     if sync_engine.dialect.name != "sqlite":
-        raise DatabaseNotPreparedError(f"prepare_sqlite was given an engine for {sync_engine.dialect.name}; it needs none")
+        raise DatabaseNotPreparedError(
+            f"prepare_sqlite was given an engine for {sync_engine.dialect.name}; it needs none"
+        )
     if _is_prepared(sync_engine):
         return engine
 
@@ -70,7 +72,7 @@ def _begin_immediate(connection: Any) -> None:
 
 
 def check_engine_of(source: object) -> bool:
-    """Raise `DatabaseNotPreparedError` for an SQLite engine that `prepare_sqlite` has not seen; False without an engine."""
+    """Raise `DatabaseNotPreparedError` for an SQLite engine that `prepare_sqlite` has not seen; False if none is."""
     engine = _engine_of(source)
     if engine is None:
         return False
@@ -101,8 +103,9 @@ def _engine_of(source: object) -> Engine | None:
 
 def yielded_by_method_of(owner: object) -> type | None:
     """What `sessions.begin` and `engine.begin` yield."""
+    maker: Any = owner
     if isinstance(owner, async_sessionmaker):
-        session_type: type = owner.class_
+        session_type: type = maker.class_
         return session_type
     return AsyncConnection if isinstance(owner, AsyncEngine) else None
 

@@ -21,7 +21,7 @@ Manner = Literal["native", "native at every step", "scope"]
 _SECONDS = 10.0
 
 _NEVER_ENDING = "AsyncAdapt_aiosqlite_connection._terminate_graceful_close"
-"""SQLAlchemy closes an aiosqlite connection in this task, and when cancelled again stops the thread that should answer."""
+"""SQLAlchemy closes an aiosqlite connection in it; cancelled once more, it stops the thread that should answer."""
 
 
 @dataclass
@@ -42,6 +42,7 @@ async def run_and_cancel(step: int, manner: Manner, call: Callable[[], Coroutine
     loop = asyncio.get_running_loop()
     run = Run()
     scope = anyio.CancelScope()
+    running: list[asyncio.Task[None]] = []
     before = asyncio.all_tasks()
 
     async def main() -> None:
@@ -52,7 +53,7 @@ async def run_and_cancel(step: int, manner: Manner, call: Callable[[], Coroutine
         run.steps += 1
         if run.steps == step or (run.steps > step and manner == "native at every step"):
             # Soon, not now: then the task is really suspended.
-            loop.call_soon(scope.cancel if manner == "scope" else task.cancel)
+            loop.call_soon(scope.cancel if manner == "scope" else running[0].cancel)
             run.cancelled = True
 
     def complain(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -61,20 +62,22 @@ async def run_and_cancel(step: int, manner: Manner, call: Callable[[], Coroutine
     loop.set_exception_handler(complain)
     loop.set_task_factory(_counting(on_step))
     try:
-        task = loop.create_task(main())
-        done, _ = await asyncio.wait([task], timeout=_SECONDS)
+        running.append(loop.create_task(main()))
+        done, _ = await asyncio.wait(running, timeout=_SECONDS)
         if not done:
-            raise TimeoutError(f"cancelled at step {step}, it did not end: {task.get_stack()}")
-        run.error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            raise TimeoutError(f"cancelled at step {step}, it did not end: {running[0].get_stack()}")
+        run.error = asyncio.CancelledError() if running[0].cancelled() else running[0].exception()
         left = asyncio.all_tasks() - before
         if ending := {one for one in left if one.get_name() != _NEVER_ENDING}:
             await asyncio.wait(ending, timeout=_SECONDS)
         run.complaints.extend(f"left behind: {one}" for one in left if not _ends(one))
+        running.clear()
+        del done, left, ending
+        # What is collected now may have something to say.
+        gc.collect(0)
     finally:
         loop.set_task_factory(None)
         loop.set_exception_handler(None)
-    del task, done, left, ending
-    gc.collect(0)
     return run
 
 
@@ -103,7 +106,7 @@ def _counting(on_step: Callable[[], None]) -> Any:
         return await through(coroutine)
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> Any:
-        options["name"] = coroutine.__qualname__
+        options["name"] = getattr(coroutine, "__qualname__", None)
         return asyncio.Task(counted(coroutine), loop=loop, **options)
 
     return factory

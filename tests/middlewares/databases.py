@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from sqlalchemy import text
@@ -21,21 +21,20 @@ _SECONDS = 10.0
 
 
 class Database:
-    """A table `placed` with a column `n`, reached by `engine` and `sessions`; looked at through connections of its own."""
+    """A table `placed` with a column `n`, written through `engine` and `sessions`, looked at from other connections."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = self.new_engine()
+        self.engine = create_async_engine(url)
+        if self.is_sqlite:
+            prepare_sqlite(self.engine)
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False)
-        self._outside = self.new_engine()
+        # Not prepared: with BEGIN IMMEDIATE it would wait for whoever writes, though it only looks.
+        self._outside = create_async_engine(url)
 
     @property
     def is_sqlite(self) -> bool:
         return self.engine.dialect.name == "sqlite"
-
-    def new_engine(self, url: str | None = None, **options: Any) -> AsyncEngine:
-        engine = create_async_engine(url or self.url, **options)
-        return prepare_sqlite(engine) if engine.dialect.name == "sqlite" else engine
 
     @asynccontextmanager
     async def other_connection(self) -> AsyncGenerator[AsyncConnection]:
@@ -60,13 +59,12 @@ class Database:
             await connection.execute(text("DELETE FROM placed"))
 
     async def wait_until_left(self, engine: AsyncEngine | None = None) -> None:
-        """Wait until nothing is checked out and no connection is in a transaction; `TimeoutError` names what is left."""
-        left = None
-        with anyio.move_on_after(_SECONDS):
-            while left := await self._left(engine or self.engine):
-                await anyio.sleep(0.002)
-        if left:
-            raise TimeoutError(left)
+        """Wait until nothing is checked out and no connection is in a transaction. Raises `TimeoutError`."""
+        deadline = anyio.current_time() + _SECONDS
+        while left := await self._left(engine or self.engine):
+            if anyio.current_time() > deadline:
+                raise TimeoutError(left)
+            await anyio.sleep(0.002)
 
     async def _left(self, engine: AsyncEngine) -> str | None:
         pool = engine.pool

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from anyio.lowlevel import checkpoint
+from tenacity import wait_none
 
-from pipeline_mediator.events import DomainEvent, EventMap, IntegrationEvent
+from pipeline_mediator.events import DomainEvent, Event, EventMap, IntegrationEvent
 from pipeline_mediator.mediator import Mediator
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures, Outgoing
 from pipeline_mediator.requests import Command, RequestMap
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "AT_ONCE",
     "Memory",
     "MemorySession",
     "Place",
@@ -29,6 +31,10 @@ __all__ = [
     "Shipped",
     "mediator_of",
 ]
+
+
+AT_ONCE = wait_none()
+"""Retry's wait for tests."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,12 @@ class Reserved(DomainEvent):
     n: int = 3
 
 
-def mediator_of(handlers: dict[type, Any], *middlewares: Any, **options: Any) -> Mediator:
+def mediator_of(handlers: Mapping[type[Any], Any], *middlewares: Any, **options: Any) -> Mediator:
     """A mediator with these handlers, of requests and of events."""
     requests, events = RequestMap(), EventMap()
     for message_type, handler in handlers.items():
-        if issubclass(message_type, Command):
-            requests.bind(message_type, handler)
-        else:
-            events.bind(message_type, handler)
+        bind: Any = events.bind if Event in message_type.__mro__ else requests.bind
+        bind(message_type, handler)
     return Mediator(requests, event_map=events, middlewares=middlewares, **options)
 
 

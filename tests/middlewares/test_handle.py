@@ -3,10 +3,11 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import anyio
 import anyio.lowlevel
@@ -74,13 +75,18 @@ class JoinHandler(RequestHandler[Join, None]):
             raise ValueError("no")
 
 
-class SyncJoinHandler(JoinHandler):
-    def handle(self, request: Join) -> None:  # type: ignore[override] # pyright: ignore
-        self._events.append(Joined(request.name))
+class SyncJoinHandler:
+    @cached_property
+    def events(self) -> list[Event]:
+        return []
+
+    def handle(self, request: Join) -> None:
+        self.events.append(Joined(request.name))
 
 
 class JoinHandlerWithContext(JoinHandler):
-    async def handle(self, request: Join, context: Context) -> None:  # type: ignore[override]
+    async def handle(self, request: Join, context: Context | None = None) -> None:
+        assert context is not None
         context.emit(Greeted(request.name))
         self._events.append(Joined(request.name))
 
@@ -185,7 +191,7 @@ class SlowHandler(JoinHandler):
 
 
 @pytest.mark.parametrize("by_object", [True, False])
-async def test_concurrent_messages_do_not_mix_their_events(by_object: bool) -> None:
+async def test_concurrent_messages_do_not_mix_their_events(*, by_object: bool) -> None:
     heard = Heard()
     handler = SlowHandler()
     container = Singleton()
@@ -211,7 +217,8 @@ async def test_concurrent_messages_do_not_mix_their_events(by_object: bool) -> N
 
 async def test_a_message_that_joins_does_not_wait_for_the_one_that_it_joins() -> None:
     class Recursive(JoinHandler):
-        async def handle(self, request: Join, context: Context) -> None:  # type: ignore[override]
+        async def handle(self, request: Join, context: Context | None = None) -> None:
+            assert context is not None
             self._events.append(Joined(request.name))
             if len(request.name) < 3:
                 await context.send(Join(request.name + "+"))
@@ -262,6 +269,23 @@ async def test_other_collections_than_lists_are_emptied_too() -> None:
     await mediator_of(heard, Fixed).send(Join("c"))
 
     assert heard.names == ["a", "b", "fixed"]
+
+
+async def test_something_else_called_events_is_left_alone() -> None:
+    class Store:
+        stored: ClassVar[list[str]] = []
+
+    class Handler:
+        def __init__(self, events: Store) -> None:
+            self.events = events
+
+        async def handle(self, request: Join) -> None:
+            self.events.stored.append(request.name)
+
+    await mediator_of(Heard(), Handler(Store())).send(Join("a"))
+    await mediator_of(Heard(), Handler, container=PlainContainer(Store())).send(Join("b"))
+
+    assert Store.stored == ["a", "b"]
 
 
 async def test_each_attempt_collects_its_own() -> None:
@@ -350,9 +374,7 @@ async def test_a_handler_that_needs_nothing_is_called_without_a_context_and_a_sc
             opened.append(seeds)
             return super().open(seeds)
 
-    mediator = Mediator(
-        RequestMap().bind(Join, Handler), Counting(), event_map=EventMap().bind(Joined, hear, Handler_())
-    )
+    mediator = Mediator(RequestMap().bind(Join, Handler), Counting(), event_map=EventMap().bind(Joined, hear, Silent()))
     monkeypatch.setattr("pipeline_mediator.mediator.Context", None)
 
     assert await mediator.send(Join("a")) == "a"
@@ -360,7 +382,7 @@ async def test_a_handler_that_needs_nothing_is_called_without_a_context_and_a_sc
     assert opened == []
 
 
-class Handler_:
+class Silent:
     async def handle(self, event: Joined) -> None: ...
 
 
@@ -432,7 +454,7 @@ async def test_a_container_may_resolve_asynchronously() -> None:
 
 
 @contextmanager
-def blocked() -> Iterator[tuple[threading.Event, threading.Event, list[str]]]:
+def blocked() -> Generator[tuple[threading.Event, threading.Event, list[str]]]:
     """What a handler in a worker thread waits for; set in the end, so that no thread is left behind."""
     begun, may_end, log = threading.Event(), threading.Event(), list[str]()
     try:

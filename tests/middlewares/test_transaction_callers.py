@@ -117,7 +117,7 @@ async def test_a_hook_after_its_commit_is_refused() -> None:
         return 1
 
     mediator = mediator_of({Place: place_with_hook}, TransactionMiddleware(Memory().begin))
-    with pytest.raises(TransactionError, match="this library does not learn of it. Do it after your own commit"):
+    with pytest.raises(TransactionError, match="this library does not learn of it"):
         await mediator.send(Place(), transaction=MemorySession())
 
 

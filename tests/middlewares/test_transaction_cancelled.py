@@ -17,7 +17,7 @@ from pipeline_mediator.middlewares.retry import RetryMiddleware
 from pipeline_mediator.middlewares.transaction import TransactionMiddleware
 from tests.middlewares.cancelling import Manner, run_and_cancel
 from tests.middlewares.databases import Database, put
-from tests.middlewares.shop import Place, Placed, RecordingBroker, Reserve, Reserved, mediator_of
+from tests.middlewares.shop import AT_ONCE, Place, Placed, RecordingBroker, Reserve, Reserved, mediator_of
 
 MANNERS: list[Manner] = ["native", "native at every step", "scope"]
 MOST_STEPS = 300
@@ -46,7 +46,7 @@ class Shop:
                 Reserve: self.reserve_by_connection if on_connection else self.reserve,
                 Reserved: self.reserved_by_connection if on_connection else self.reserved,
             },
-            RetryMiddleware(2, wait=lambda _state: 0),
+            RetryMiddleware(2, wait=AT_ONCE),
             TransactionMiddleware(begin, nested="savepoint" if unit_of_work == "savepoints" else "join"),
             PublishMiddleware(self.broker, {Placed: "orders"}),
         )

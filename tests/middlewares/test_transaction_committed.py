@@ -20,7 +20,7 @@ from pipeline_mediator.middlewares.retry import RetryMiddleware
 from pipeline_mediator.middlewares.timeout import TimeoutMiddleware
 from pipeline_mediator.middlewares.transaction import TransactionMiddleware
 from tests.middlewares.databases import Database, put
-from tests.middlewares.shop import Place, Placed, RecordingBroker, Reserved, mediator_of
+from tests.middlewares.shop import AT_ONCE, Place, Placed, RecordingBroker, Reserved, mediator_of
 from tests.proxy import Proxy
 
 
@@ -44,7 +44,7 @@ async def place(command: Place, session: AsyncSession) -> int:
 
 
 def retry() -> RetryMiddleware:
-    return RetryMiddleware(3, wait=lambda _state: 0)
+    return RetryMiddleware(3, wait=AT_ONCE)
 
 
 async def test_at_publish_time_the_row_is_visible_from_another_connection(database: Database) -> None:
@@ -265,7 +265,7 @@ async def test_a_commit_that_is_refused_is_tried_again(postgres_database: str, u
     on_connection = unit_of_work == "connection"
     mediator = mediator_of(
         {Place: by_connection if on_connection else by_session},
-        RetryMiddleware(3, on=IntegrityError, wait=lambda _state: 0),
+        RetryMiddleware(3, on=IntegrityError, wait=AT_ONCE),
         TransactionMiddleware(database.engine.begin if on_connection else database.sessions.begin),
     )
     assert await mediator.send(Place()) == 1
@@ -351,7 +351,7 @@ async def test_a_connection_that_dies_at_commit_leaves_the_outcome_unknown(
 
 
 async def test_a_policy_that_names_the_unknown_outcome_tries_again(proxied: Any) -> None:
-    remote = proxied(RetryMiddleware(3, on=(CommitOutcomeUnknownError, ConnectionError), wait=lambda _state: 0))
+    remote = proxied(RetryMiddleware(3, on=(CommitOutcomeUnknownError, ConnectionError), wait=AT_ONCE))
     remote.proxy.when(b"COMMIT", "cut")
     assert await remote.mediator.send(Place()) == 1
     assert remote.attempts == 2
@@ -360,7 +360,7 @@ async def test_a_policy_that_names_the_unknown_outcome_tries_again(proxied: Any)
 
 @pytest.mark.parametrize("on", [Exception, MediatorError])
 async def test_a_policy_that_names_only_a_base_of_it_does_not(proxied: Any, on: type[Exception]) -> None:
-    remote = proxied(RetryMiddleware(3, on=on, wait=lambda _state: 0))
+    remote = proxied(RetryMiddleware(3, on=on, wait=AT_ONCE))
     remote.proxy.when(b"COMMIT", "cut reply")
     with pytest.raises(CommitOutcomeUnknownError):
         await remote.mediator.send(Place())
@@ -424,11 +424,7 @@ async def test_an_event_handler_that_fails_takes_the_row_with_it(database: Datab
     async def fail(event: Reserved) -> None:
         raise ValueError("out of stock")
 
-    mediator = mediator_of(
-        {Place: place_and_emit, Reserved: fail}, TransactionMiddleware(database.sessions.begin)
-    )
+    mediator = mediator_of({Place: place_and_emit, Reserved: fail}, TransactionMiddleware(database.sessions.begin))
     with pytest.raises(ValueError, match="out of stock"):
         await mediator.send(Place())
     assert await database.rows() == []
-
-

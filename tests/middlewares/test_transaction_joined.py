@@ -16,6 +16,7 @@ from pipeline_mediator.middlewares.retry import RetryMiddleware
 from pipeline_mediator.middlewares.transaction import TransactionMiddleware
 from tests.middlewares.databases import Database, put
 from tests.middlewares.shop import (
+    AT_ONCE,
     Memory,
     MemorySession,
     Place,
@@ -54,7 +55,7 @@ def _no_hooks() -> None:
 
 
 def retry(attempts: int = 3, **options: Any) -> RetryMiddleware:
-    return RetryMiddleware(attempts, wait=lambda _state: 0, **options)
+    return RetryMiddleware(attempts, wait=AT_ONCE, **options)
 
 
 # -- joining -----------------------------------------------------------------------------------------------------------
@@ -69,7 +70,8 @@ async def test_a_message_sent_from_a_handler_joins_its_transaction(how: str) -> 
         session.rows.append(command.n)
         contexts.append(context)
         sender: Any = context if how == "context" else mediator
-        return await sender.send(Reserve(5)) + command.n
+        reserved: int = await sender.send(Reserve(5))
+        return reserved + command.n
 
     async def look(command: Reserve, context: Context, session: MemorySession) -> int:
         contexts.append(context)
@@ -307,15 +309,16 @@ class TestDatabase:
 
         async def place(command: Place, session: AsyncSession) -> int:
             await put(session, 1)
-            with anyio.CancelScope() as scope:
+            scope = anyio.CancelScope()
 
-                async def give_up() -> None:
-                    await waiting.wait()
-                    scope.cancel()
+            async def give_up() -> None:
+                await waiting.wait()
+                scope.cancel()
 
-                task = asyncio.ensure_future(give_up())
+            giving_up = asyncio.ensure_future(give_up())
+            with scope:
                 await mediator.send(Reserve())
-            await task
+            await giving_up
             await put(session, 3)
             return 1
 

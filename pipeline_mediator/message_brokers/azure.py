@@ -1,0 +1,275 @@
+"""Azure Service Bus: queues and topics, over AMQP 1.0, with the Azure SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, ConfigurationError, MissingExtraError
+from pipeline_mediator.message_brokers.protocol import BrokerFeatures
+
+try:
+    from azure.servicebus import ServiceBusMessage
+    from azure.servicebus.aio import ServiceBusClient
+except ModuleNotFoundError as error:
+    if error.name not in {"azure", "azure.servicebus", "azure.servicebus.aio"}:
+        raise
+    raise MissingExtraError("AzureMessageBroker", "azure-servicebus", "azure") from error
+
+from pipeline_mediator.message_brokers.azure_errors import explain, lacks_entity
+from pipeline_mediator.message_brokers.azure_sender import (
+    CLOSE_SECONDS,
+    EntitySender,
+    Entry,
+    Limits,
+    Publishing,
+    close,
+    closed_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Coroutine, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from pipeline_mediator.message_brokers.protocol import Outgoing
+
+__all__ = ["AzureMessageBroker"]
+
+_PREFIX: Final = "cloudEvents_"
+"""Of the two prefixes of CloudEvents' AMQP binding the one it prefers, and the one that a subscription's filter may write
+as it is: `cloudEvents_type = 'orders.placed'`."""
+_NOBODY: Final = "pipeline-mediator.nobody"
+_STANDARD_SIZE: Final = 256 * 1024
+
+
+class AzureMessageBroker:
+    """Publishes to queues and topics of Azure Service Bus, at least once, in order per key.
+
+        broker = AzureMessageBroker(os.environ["SERVICE_BUS"], entities=("orders",))
+        async with broker:
+            ...
+
+    A destination is the name of a queue or a topic; a namespace has one set of names for both. What is published at the
+    same time to one entity shares transfers, as many messages as fit. A message has its wire name as subject, its key as
+    session id, and the attributes of its CloudEvent as application properties (`cloudEvents_type` and so on, by
+    CloudEvents' AMQP binding). On partitioned entities the session id is the partition key.
+
+    A transfer of which no answer comes back is sent again, so with the same message ids: let the entity detect
+    duplicates, or the consumer keep an inbox. Where a transfer is refused for one of its messages, the others are sent
+    without it. Of one call, no message follows a refused one of its key.
+
+    With a connection string the client is the broker's own; it tries twice, and is closed at the end of the last
+    `async with`. A client that is handed over keeps its settings and is never closed; mind that one with the SDK's
+    defaults tries four times, with pauses of seconds. One connection for each entity in use: it is closed when it was
+    idle for `idle_timeout`, before the service does so after ten minutes, which costs the next message seconds; and at
+    most `max_senders` idle ones are kept.
+
+    `timeout` is in seconds, for opening `entities` and for a call of `publish`; after it every message without an answer
+    is a `BrokerUnavailableError`, although the service may have it. A message that no batch holds (256 KiB in the
+    Standard tier, 1 MiB in Premium) is refused, unless `max_message_size`, in bytes, allows it; for Premium's large
+    messages. asyncio only. azure-servicebus >= 7.15.
+
+    Entering opens the links to `entities` and to the one that the connection string may name, and raises
+    `BrokerUnavailableError` or `BrokerRefusedError` (no such entity, wrong credentials). Without any it finds out whether
+    the namespace can be reached and takes the connection string's credentials. Raises `ConfigurationError` for what is no
+    connection string and no `azure.servicebus.aio.ServiceBusClient`.
+    """
+
+    def __init__(
+        self,
+        client_or_connection_string: ServiceBusClient | str,
+        *,
+        entities: Collection[str] = (),
+        timeout: float = 30.0,
+        idle_timeout: float = 300.0,
+        max_senders: int = 64,
+        max_message_size: int | None = None,
+    ) -> None:
+        if timeout <= 0 or idle_timeout <= 0 or max_senders < 1:
+            raise ConfigurationError(
+                f"timeout={timeout}, idle_timeout={idle_timeout}, max_senders={max_senders}: all must be above 0"
+            )
+        self._own = isinstance(client_or_connection_string, str)
+        self._client = _client(client_or_connection_string)
+        self._entities = tuple(dict.fromkeys((*entities, *_entity_path(client_or_connection_string))))
+        self._limits = Limits(timeout, idle_timeout, max_message_size)
+        self._max_senders = max_senders
+        self._namespace = f"Service Bus {self._client.fully_qualified_namespace}"
+        self._senders: dict[str, EntitySender] = {}
+        """The latest used is last."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._users = 0
+        self._closed = False
+        self._features = BrokerFeatures(
+            system="servicebus",
+            durable=True,
+            headers=True,
+            ordered_by_key=True,
+            max_message_size=max_message_size or _STANDARD_SIZE,
+        )
+
+    @property
+    def features(self) -> BrokerFeatures:
+        """What this broker promises; the message size is the Standard tier's, if none was given."""
+        return self._features
+
+    async def publish(self, batch: Sequence[Outgoing], /) -> Sequence[Exception | None]:
+        """Accepted is what the service answered; see `MessageBroker.publish`."""
+        if self._closed:
+            return [closed_error(self._namespace) for _ in batch]
+        publishing = Publishing(len(batch), self._limits.timeout)
+        for index, message in enumerate(batch):
+            entity = message.destination
+            try:
+                self._sender(entity).put(Entry(publishing, index, message, _content(message)))
+            except ValueError as error:  # the client's: a text that is too long, or another entity's client
+                refused = BrokerRefusedError(f"message {message.message_id} cannot go to {entity!r}: {error}")
+                Entry(publishing, index, message).refuse(entity, refused)
+        return await self._answers(publishing, [message.destination for message in batch])
+
+    async def _answers(self, publishing: Publishing, entities: Sequence[str]) -> Sequence[Exception | None]:
+        """One for each message, which was for the entity at its place."""
+        if entities:
+            try:
+                async with asyncio.timeout_at(publishing.deadline):
+                    await publishing.done
+            except TimeoutError:
+                for index in set(range(len(entities))) - publishing.answers.keys():
+                    publishing.answers[index] = self._explain(TimeoutError(), entities[index])
+        return [publishing.answers[index] for index in range(len(entities))]
+
+    def _sender(self, entity: str) -> EntitySender:
+        sender = self._senders.pop(entity, None)
+        if sender is None:
+            self._make_room()
+            sender = EntitySender(self._client, self._namespace, entity, self._limits, self._start)
+        self._senders[entity] = sender
+        return sender
+
+    def _make_room(self) -> None:
+        for entity, sender in list(self._senders.items()):
+            if len(self._senders) < self._max_senders:
+                return
+            if sender.idle:
+                sender.end()
+                del self._senders[entity]
+
+    def _start(self, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(running)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            if self._users == 0:
+                await self._end()
+            raise
+        self._users += 1
+        self._closed = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self._closed = True
+            await self._end()
+
+    async def _open(self) -> None:
+        if not self._entities:
+            await self._reach()
+            return
+        publishing = Publishing(len(self._entities), self._limits.timeout)
+        for index, entity in enumerate(self._entities):
+            try:
+                self._sender(entity).put(Entry(publishing, index))
+            except ValueError as error:
+                publishing.answer(index, BrokerRefusedError(f"{entity!r} at {self._namespace}: {error}"))
+        first, *others = [error for error in await self._answers(publishing, self._entities) if error] or [None]
+        if first is not None:
+            for other in others:
+                first.add_note(f"And: {other}")
+            raise first
+
+    async def _reach(self) -> None:
+        """Ask for an entity that is not there: of a namespace that answers so, only rights remain to be seen."""
+        try:
+            link = self._client.get_queue_sender(_NOBODY)
+        except ValueError:  # a client for one entity
+            return
+        try:
+            async with asyncio.timeout(self._limits.timeout), link:
+                pass
+        except Exception as error:
+            explained = self._explain(error, _NOBODY)
+            # A client's credentials may be good for some entities only.
+            if isinstance(explained, BrokerUnavailableError) or (self._own and not lacks_entity(error)):
+                raise explained from error
+        finally:
+            await close(link)
+
+    async def _end(self) -> None:
+        """Close all links, when what waits was sent."""
+        for sender in self._senders.values():
+            sender.end()
+        self._senders.clear()
+        tasks = tuple(self._tasks)
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=self._limits.timeout + CLOSE_SECONDS)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self._own:
+            await self._client.close()
+
+    def _explain(self, error: Exception, entity: str) -> Exception:
+        return explain(error, self._namespace, entity, self._limits.timeout)
+
+
+def _content(message: Outgoing) -> ServiceBusMessage:
+    return ServiceBusMessage(
+        message.body,
+        message_id=message.message_id,
+        subject=message.name,
+        correlation_id=message.headers.get("correlationid"),
+        session_id=message.key,
+        content_type=message.content_type,
+        scheduled_enqueue_time_utc=message.not_before,
+        application_properties={_PREFIX + name: value for name, value in message.headers.items()} or None,
+    )
+
+
+def _client(client_or_connection_string: object) -> ServiceBusClient:
+    if isinstance(client_or_connection_string, ServiceBusClient):
+        return client_or_connection_string
+    if not isinstance(client_or_connection_string, str):
+        kind = type(client_or_connection_string)
+        raise ConfigurationError(
+            "AzureMessageBroker takes a connection string or an azure.servicebus.aio.ServiceBusClient, not "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
+    try:
+        # A second try, for links that were dropped; more is the business of those who know what waits.
+        return ServiceBusClient.from_connection_string(
+            client_or_connection_string, retry_total=1, retry_backoff_factor=0.1
+        )
+    except ValueError:
+        # Not `from error`: its text may quote a part of the string.
+        raise ConfigurationError(
+            "this is no Service Bus connection string. It looks like Endpoint=sb://<namespace>.servicebus.windows.net/;"
+            "SharedAccessKeyName=<policy>;SharedAccessKey=<key>"
+        ) from None
+
+
+def _entity_path(client_or_connection_string: object) -> Sequence[str]:
+    """The one entity that a connection string may be for."""
+    if not isinstance(client_or_connection_string, str):
+        return ()
+    parts = [part.partition("=") for part in client_or_connection_string.split(";")]
+    return [value for name, _, value in parts if name.strip().lower() == "entitypath" and value]
