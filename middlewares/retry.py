@@ -169,8 +169,10 @@ class _Tries:
 
     def wait_after(self, error: Exception, context: Context) -> float | None:
         """Seconds to wait before the next attempt; None if there is none, and the error is to be raised."""
-        policy, state, unit = self._policy, self._state, context.unit
-        if unit.committed or unit.handed_over or not policy.may_retry(error, state):
+        policy, state, unit = self._policy, self._state, context.begun_unit
+        if unit is not None and (unit.committed or unit.handed_over):
+            return None
+        if not policy.may_retry(error, state):
             return None
         # Wait before stop, as tenacity does: stop_before_delay looks at the wait.
         with _outcome(state, _only_leaf(error)):

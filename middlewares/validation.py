@@ -49,11 +49,12 @@ class ValidationMiddleware:
 
     # Mapping's key is invariant: with `type` for Any, a dict[type[PlaceOrder], ...] in a variable would be refused.
     def __init__(self, validators: Mapping[Any, Validator | Sequence[Validator]] | Validator) -> None:
-        if isinstance(validators, Mapping):
-            by_type = cast("Mapping[Any, Validator | Sequence[Validator]]", validators)
-            self._validators = {kind: _checked(kind, given) for kind, given in by_type.items()}
-        else:
-            self._validators = {object: _checked(object, validators)}
+        by_type: Mapping[Any, Validator | Sequence[Validator]] = (
+            validators if isinstance(validators, Mapping) else {object: validators}
+        )
+        self._validators: dict[Any, tuple[Validator, ...]] = {
+            kind: _checked(kind, given) for kind, given in by_type.items()
+        }
 
     def for_route(self, route: Route) -> _Validated | None:
         """The validators of this message type; what the relay publishes was validated when it was emitted."""

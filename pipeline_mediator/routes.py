@@ -39,12 +39,12 @@ class Routes:
         requests: RequestMap,
         events: EventMap,
         middlewares: Sequence[Middleware],
-        on_destination: Callable[[type], None],
+        on_wire: Callable[[type], None],
     ) -> None:
         self._requests = requests
         self._events = events
         self._middlewares = middlewares
-        self._on_destination = on_destination
+        self._on_wire = on_wire
         self._of_request: dict[type, Chain] = {}
         self._of_event: dict[type, tuple[Chain, ...]] = {}
 
@@ -111,8 +111,8 @@ class Routes:
         return (self._compile(Route(message_type, "request", "broker")),) if comes else ()
 
     def _compile(self, route: Route) -> Chain:
-        if route.destination is not None:
-            self._on_destination(route.message_type)
+        if route.destination is not None or route.origin == "broker":
+            self._on_wire(route.message_type)
         return compile_chain(route, self._middlewares, attempt)
 
 

@@ -115,7 +115,7 @@ class Unit:
     def succeed(self, root: Context) -> Unit:
         """The unit of a further attempt at the same message."""
         unit = Unit(root, current_task() if self._joinable else None)
-        unit._previous = self
+        unit._previous = None if self is ENDED else self
         return unit
 
     # -- the queue -----------------------------------------------------------------------------------------------------
@@ -316,6 +316,9 @@ async def attempt(context: Context, call_next: Next) -> Any:
         if context.begun_unit is not None:
             await context.begun_unit.abandon(error)
         raise
+    finally:
+        if context.begun_unit is None:
+            context.begun_unit = ENDED
     return result
 
 

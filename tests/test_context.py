@@ -442,6 +442,23 @@ async def test_nothing_is_queued_after_the_end() -> None:
             await context.send(Inner())
 
 
+async def test_nothing_is_lost_after_the_end_of_a_message_that_had_queued_nothing() -> None:
+    async def outer(command: Outer, context: Context) -> object:
+        return context
+
+    async def inner(command: Inner) -> object: ...
+
+    context: Any = await Mediator(RequestMap().bind(Outer, outer).bind(Inner, inner)).send(Outer())
+
+    assert context.events == []
+    with pytest.raises(TransactionFinishedError):
+        context.emit(Happened())
+    with pytest.raises(TransactionFinishedError):
+        context.after_commit(lambda: None)
+    with pytest.raises(TransactionFinishedError):
+        await context.send(Inner())
+
+
 async def test_nothing_is_queued_while_the_attempt_fails() -> None:
     kept: list[Context] = []
 

@@ -24,7 +24,7 @@ from pipeline_mediator import Context, Middleware, Next, Pipeline, only
 from pipeline_mediator.container import Container
 from pipeline_mediator.container.di import DIContainer
 from pipeline_mediator.container.rodi import RodiContainer
-from pipeline_mediator.errors import HandlerNotFoundError
+from pipeline_mediator.errors import HandlerNotFoundError, MissingExtraError
 from pipeline_mediator.events import (
     DomainEvent,
     ECSTEvent,
@@ -388,6 +388,8 @@ def counterpart(name: Public) -> Any:
     while path:
         try:
             return getattr(import_module(path), name.name, None)
+        except MissingExtraError:
+            return None
         except ModuleNotFoundError:
             path = path.rpartition(".")[0]
     return None

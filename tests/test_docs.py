@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What the README's second block takes from an application.
-APPLICATION = '''
+APPLICATION = """
 from dataclasses import dataclass
 import rodi
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -41,7 +41,7 @@ class PlaceOrderHandler:
 def check_quantity(command: PlaceOrder) -> None: ...
 async def WarnBuyer(event: StockRanLow) -> None: ...
 async def NotifyWarehouse(event: OrderPlaced) -> None: ...
-'''
+"""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -50,7 +50,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def run(code: str) -> str:
     """In a process of its own, as a reader would."""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -144,8 +144,8 @@ EXAMPLES: list[tuple[MediatorError, str]] = [
     (
         MissingUpcasterError("orders.placed", 1, 2, 3),
         (
-            "'orders.placed' in version 1 cannot be read: here it is known in version 3, and nothing turns version 2 into "
-            "3. Register a function that does: @codec.upcaster('orders.placed', 2)."
+            "'orders.placed' in version 1 cannot be read: here it is known in version 3, and nothing turns version 2 "
+            "into 3. Register a function that does: @codec.upcaster('orders.placed', 2)."
         ),
     ),
     (

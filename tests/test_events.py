@@ -197,6 +197,20 @@ async def test_the_decorator_takes_the_type_from_the_first_parameter() -> None:
     assert heard == [OrderPlaced(7), OrderPlaced(8)]
 
 
+async def test_a_decorated_handler_shares_the_scope_of_the_message() -> None:
+    events = EventMap()
+    database = Database()
+
+    @events.handler
+    async def hear(event: OrderPlaced, session: Session) -> None:
+        session.rows.append(event)
+
+    await Mediator(event_map=events, middlewares=[TransactionMiddleware(database.begin)]).emit(OrderPlaced())
+
+    assert database.rows == [OrderPlaced()]
+    assert hear.__name__ == "hear"
+
+
 def test_a_map_knows_its_types() -> None:
     events = EventMap().bind(OrderPlaced, nothing).bind(StockRanLow, nothing).bind(OrderPlaced, hearing([], "other"))
 
@@ -254,6 +268,13 @@ class Methods:
 METHODS = Methods()
 
 
+@dataclass
+class Forward:
+    url: str
+
+    async def handle(self, event: Any) -> None: ...
+
+
 @pytest.mark.parametrize(
     "bind",
     [
@@ -276,6 +297,7 @@ def test_a_handler_may_be_bound_to_several_events_and_for_both_places() -> None:
     EventMap().bind(OrderPlaced, nothing).bind(StockRanLow, nothing)
     EventMap().bind(OrderShipped, nothing, at="emit").bind(OrderShipped, nothing, at="delivery")
     EventMap().bind(OrderPlaced, Methods().hear).bind(OrderPlaced, Methods().hear)
+    EventMap().bind(OrderPlaced, Forward("https://example.com"), Forward("https://example.com"))
 
 
 @dataclass(frozen=True)

@@ -505,6 +505,11 @@ async def read_all(mediator: Mediator, query: Count) -> None:
     await read(mediator, query)
 
 
+async def leave_early(mediator: Mediator, query: Count) -> None:
+    async with mediator.stream(query) as items:
+        await anext(items)
+
+
 async def fail(mediator: Mediator, query: Count) -> None:
     try:
         await read(mediator, Count(3, fails_at=1))
@@ -514,7 +519,7 @@ async def fail(mediator: Mediator, query: Count) -> None:
 
 
 @pytest.mark.parametrize("middlewares", [[], [RetryMiddleware(2)], [TransactionMiddleware(Database().begin)]])
-@pytest.mark.parametrize("use", [read_all, fail])
+@pytest.mark.parametrize("use", [read_all, leave_early, fail])
 async def test_no_context_is_kept_alive(use: Any, middlewares: Any) -> None:
     seen: list[weakref.ref[Any]] = []
 

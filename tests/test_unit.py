@@ -16,7 +16,7 @@ from pipeline_mediator.errors import EmitError, TransactionDoomedError, Transact
 from pipeline_mediator.events import DomainEvent, EventMap
 from pipeline_mediator.mediator import Mediator
 from pipeline_mediator.requests import Command, RequestMap
-from pipeline_mediator.unit import Unit, attempt, seed_types
+from pipeline_mediator.unit import ENDED, Unit, attempt, seed_types
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -181,6 +181,14 @@ async def test_committed_is_seen_on_the_units_of_earlier_attempts_too() -> None:
     third = second.succeed(Context(Place()))
     second.mark_committed()
     assert (first.committed, second.committed, third.committed) == (True, True, False)
+
+
+def test_what_is_shared_by_all_that_ended_without_a_unit_is_never_committed() -> None:
+    """Or no message would be tried again any more."""
+    unit = ENDED.succeed(Context(Place()))
+    unit.mark_committed()
+    assert unit.committed
+    assert not ENDED.committed
 
 
 async def test_a_handler_without_transaction_or_dependencies_still_has_an_attempt_that_ends() -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "Ack",
+    "AzureMessageBroker",
     "BrokerFeatures",
     "Dead",
     "Delivery",
@@ -18,6 +19,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from pipeline_mediator.message_brokers.azure import AzureMessageBroker
     from pipeline_mediator.message_brokers.memory import MemoryBroker, MemorySubscription
     from pipeline_mediator.message_brokers.protocol import (
         Ack,
@@ -37,6 +39,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "azure": ("AzureMessageBroker",),
             "memory": ("MemoryBroker", "MemorySubscription"),
             "protocol": (
                 "Ack",

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["AzureMessageBroker"]
 
 _PREFIX: Final = "cloudEvents_"
-"""Of the two prefixes of CloudEvents' AMQP binding the one it prefers, and the one that a subscription's filter may write
-as it is: `cloudEvents_type = 'orders.placed'`."""
+"""Of the two that CloudEvents' AMQP binding allows the one that it prefers, and that a subscription's filter may write
+without quotes: `cloudEvents_type = 'orders.placed'`. The other is `cloudEvents:`; receivers understand both."""
 _NOBODY: Final = "pipeline-mediator.nobody"
 _STANDARD_SIZE: Final = 256 * 1024
 
@@ -50,30 +50,30 @@ class AzureMessageBroker:
         async with broker:
             ...
 
-    A destination is the name of a queue or a topic; a namespace has one set of names for both. What is published at the
-    same time to one entity shares transfers, as many messages as fit. A message has its wire name as subject, its key as
-    session id, and the attributes of its CloudEvent as application properties (`cloudEvents_type` and so on, by
-    CloudEvents' AMQP binding). On partitioned entities the session id is the partition key.
+    A destination is the name of a queue or a topic; a namespace has one set of names for both. What is published to
+    one entity at the same time shares transfers, as many messages as fit. A message has its wire name as subject, its
+    key as session id, and the attributes of its CloudEvent as application properties (`cloudEvents_type` and so on, by
+    CloudEvents' AMQP binding). Partitioned entities take the session id as partition key.
 
-    A transfer of which no answer comes back is sent again, so with the same message ids: let the entity detect
-    duplicates, or the consumer keep an inbox. Where a transfer is refused for one of its messages, the others are sent
-    without it. Of one call, no message follows a refused one of its key.
+    A transfer whose answer is lost is sent again, with the same message ids: let the entity detect duplicates, or the
+    consumer keep an inbox. If one is refused for one of its messages, the others are sent without it. Of one call, no
+    message follows a refused one of its key.
 
     With a connection string the client is the broker's own; it tries twice, and is closed at the end of the last
-    `async with`. A client that is handed over keeps its settings and is never closed; mind that one with the SDK's
-    defaults tries four times, with pauses of seconds. One connection for each entity in use: it is closed when it was
-    idle for `idle_timeout`, before the service does so after ten minutes, which costs the next message seconds; and at
-    most `max_senders` idle ones are kept.
+    `async with`. A client that is handed over keeps its settings and is never closed; mind that by default the SDK's
+    tries four times, seconds apart. Each entity in use has a connection of its own. It is closed when it was idle for
+    `idle_timeout`: the service does so after ten minutes, and then the next message takes seconds. At most
+    `max_senders` idle ones are kept.
 
-    `timeout` is in seconds, for opening `entities` and for a call of `publish`; after it every message without an answer
-    is a `BrokerUnavailableError`, although the service may have it. A message that no batch holds (256 KiB in the
-    Standard tier, 1 MiB in Premium) is refused, unless `max_message_size`, in bytes, allows it; for Premium's large
-    messages. asyncio only. azure-servicebus >= 7.15.
+    `timeout` is for opening a link and for a call of `publish`, in seconds like all times; after it every message
+    without an answer is a `BrokerUnavailableError`, although the service may have it. A message that no batch holds
+    (256 KiB in the Standard tier, 1 MiB in Premium) is a `MessageTooLargeError`, unless `max_message_size`, in bytes,
+    allows it, for Premium's large messages. asyncio only. azure-servicebus >= 7.15.
 
-    Entering opens the links to `entities` and to the one that the connection string may name, and raises
-    `BrokerUnavailableError` or `BrokerRefusedError` (no such entity, wrong credentials). Without any it finds out whether
-    the namespace can be reached and takes the connection string's credentials. Raises `ConfigurationError` for what is no
-    connection string and no `azure.servicebus.aio.ServiceBusClient`.
+    Entering opens the links to `entities`, and to the one that a connection string may name, and raises
+    `BrokerUnavailableError` or `BrokerRefusedError` (no such entity, wrong credentials). Without any it finds out
+    whether the namespace can be reached and takes the connection string's credentials. Raises `ConfigurationError` for
+    what is no connection string and no `azure.servicebus.aio.ServiceBusClient`.
     """
 
     def __init__(
@@ -120,30 +120,28 @@ class AzureMessageBroker:
             return [closed_error(self._namespace) for _ in batch]
         publishing = Publishing(len(batch), self._limits.timeout)
         for index, message in enumerate(batch):
-            entity = message.destination
             try:
-                self._sender(entity).put(Entry(publishing, index, message, _content(message)))
-            except ValueError as error:  # the client's: a text that is too long, or another entity's client
-                refused = BrokerRefusedError(f"message {message.message_id} cannot go to {entity!r}: {error}")
-                Entry(publishing, index, message).refuse(entity, refused)
-        return await self._answers(publishing, [message.destination for message in batch])
-
-    async def _answers(self, publishing: Publishing, entities: Sequence[str]) -> Sequence[Exception | None]:
-        """One for each message, which was for the entity at its place."""
-        if entities:
-            try:
+                content = _content(message)
+                self._sender(message.destination).put(Entry(publishing, index, message, content))
+            except ValueError as error:
+                # The client's: an id or a key that is too long, or an entity that this client is not for.
+                problem = f"message {message.message_id} cannot go to {message.destination!r}: {error}"
+                publishing.refuse(index, message, BrokerRefusedError(problem))
+        try:
+            if batch:
                 async with asyncio.timeout_at(publishing.deadline):
                     await publishing.done
-            except TimeoutError:
-                for index in set(range(len(entities))) - publishing.answers.keys():
-                    publishing.answers[index] = self._explain(TimeoutError(), entities[index])
-        return [publishing.answers[index] for index in range(len(entities))]
+        except TimeoutError as error:
+            for index, message in enumerate(batch):
+                late = explain(error, self._place(message.destination), self._limits.timeout)
+                publishing.answers.setdefault(index, late)
+        return [publishing.answers[index] for index in range(len(batch))]
 
     def _sender(self, entity: str) -> EntitySender:
         sender = self._senders.pop(entity, None)
         if sender is None:
             self._make_room()
-            sender = EntitySender(self._client, self._namespace, entity, self._limits, self._start)
+            sender = EntitySender(self._client, entity, self._place(entity), self._limits, self._start)
         self._senders[entity] = sender
         return sender
 
@@ -184,17 +182,15 @@ class AzureMessageBroker:
         if not self._entities:
             await self._reach()
             return
-        publishing = Publishing(len(self._entities), self._limits.timeout)
-        for index, entity in enumerate(self._entities):
-            try:
-                self._sender(entity).put(Entry(publishing, index))
-            except ValueError as error:
-                publishing.answer(index, BrokerRefusedError(f"{entity!r} at {self._namespace}: {error}"))
-        first, *others = [error for error in await self._answers(publishing, self._entities) if error] or [None]
-        if first is not None:
-            for other in others:
-                first.add_note(f"And: {other}")
-            raise first
+        try:
+            senders = [self._sender(entity) for entity in self._entities]
+        except ValueError as error:
+            raise ConfigurationError(f"entities={self._entities}: {error}") from error
+        errors = [error for error in await asyncio.gather(*[sender.open() for sender in senders]) if error]
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(f"and: {other}")
+            raise errors[0]
 
     async def _reach(self) -> None:
         """Ask for an entity that is not there: of a namespace that answers so, only rights remain to be seen."""
@@ -206,10 +202,13 @@ class AzureMessageBroker:
             async with asyncio.timeout(self._limits.timeout), link:
                 pass
         except Exception as error:
-            explained = self._explain(error, _NOBODY)
-            # A client's credentials may be good for some entities only.
-            if isinstance(explained, BrokerUnavailableError) or (self._own and not lacks_entity(error)):
+            explained = explain(error, self._namespace, self._limits.timeout)
+            if isinstance(explained, BrokerUnavailableError):
                 raise explained from error
+            # A client's credentials may be for some entities only; a connection string that is so names the entity.
+            if self._own and not lacks_entity(error):
+                hint = "If they are for one entity only, name it: AzureMessageBroker(..., entities=('orders',))."
+                raise BrokerRefusedError(f"{explained} {hint}") from error
         finally:
             await close(link)
 
@@ -228,8 +227,8 @@ class AzureMessageBroker:
         if self._own:
             await self._client.close()
 
-    def _explain(self, error: Exception, entity: str) -> Exception:
-        return explain(error, self._namespace, entity, self._limits.timeout)
+    def _place(self, entity: str) -> str:
+        return f"{entity!r} at {self._namespace}"
 
 
 def _content(message: Outgoing) -> ServiceBusMessage:

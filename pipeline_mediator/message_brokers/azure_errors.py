@@ -11,11 +11,13 @@ from pipeline_mediator.errors import BrokerError, BrokerRefusedError, BrokerUnav
 __all__ = ["concerns_content", "explain", "lacks_entity"]
 
 _NOT_FOUND: Final = 404
-_CONTENT_CONDITIONS: Final = frozenset(
+_NOT_AUTHORIZED: Final = frozenset({401, 403})
+_NOT_ALLOWED: Final = "amqp:not-allowed"
+_NOT_TAKEN: Final = frozenset(
     {
+        _NOT_ALLOWED,
         "amqp:decode-error",
         "amqp:invalid-field",
-        "amqp:not-allowed",
         "amqp:not-implemented",
         "amqp:precondition-failed",
         "com.microsoft:argument-error",
@@ -24,10 +26,31 @@ _CONTENT_CONDITIONS: Final = frozenset(
     }
 )
 
+_UNAVAILABLE: Final[dict[type[Exception], str]] = {
+    exceptions.MessagingEntityDisabledError: "{place} is disabled. Enable it for sending.",
+    exceptions.OperationTimeoutError: (
+        "{place} did not answer within {timeout:g} s, and may have the message all the same. Look whether the service "
+        "hangs, is overloaded, or sits behind a firewall that drops packets."
+    ),
+    exceptions.ServiceBusAuthenticationError: (
+        "{place} did not get to look at the credentials ({error}). Look whether the service is well."
+    ),
+    exceptions.ServiceBusQuotaExceededError: (
+        "{place} takes no more: it is full, or has too many connections. Receive from it, clear its dead letters, or "
+        "raise its size."
+    ),
+    exceptions.ServiceBusServerBusyError: "{place} is busy, and wants senders to wait.",
+}
+_UNAVAILABLE[TimeoutError] = _UNAVAILABLE[exceptions.OperationTimeoutError]
+_UNREACHABLE: Final = (
+    "{place} cannot be reached, or the connection was dropped ({kind}: {error}). Look at the address, the network and "
+    "the service."
+)
+
 
 def concerns_content(error: Exception) -> bool:
     """Whether a transfer was refused for what is in it: nothing of it was stored, and other messages may be taken."""
-    return isinstance(error, exceptions.MessageSizeExceededError) or _condition(error) in _CONTENT_CONDITIONS
+    return isinstance(error, exceptions.MessageSizeExceededError) or _condition(error) in _NOT_TAKEN
 
 
 def lacks_entity(error: Exception) -> bool:
@@ -35,56 +58,34 @@ def lacks_entity(error: Exception) -> bool:
     return isinstance(error, exceptions.MessagingEntityNotFoundError) or _token_status(error) == _NOT_FOUND
 
 
-def explain(error: Exception, namespace: str, entity: str, timeout: float) -> BrokerError:
-    """A new error of ours for what the client raised about this entity."""
-    explained = _explained(error, namespace, entity, timeout)
+def explain(error: Exception, place: str, timeout: float) -> BrokerError:
+    """A new error of ours for what the client raised; `place` is the entity, or only the namespace."""
+    explained = _explained(error, place, timeout)
     explained.__cause__ = error
     return explained
 
 
-def _explained(error: Exception, namespace: str, entity: str, timeout: float) -> BrokerError:
-    match error:
-        case _ if lacks_entity(error):
-            return BrokerRefusedError(
-                f"{namespace} has no queue or topic {entity!r}. Create it, or correct the destination."
-            )
-        case exceptions.ServiceBusAuthenticationError() if _token_status(error) not in {401, 403}:
-            return BrokerUnavailableError(
-                f"{namespace} did not look at the credentials for {entity!r} (status {_token_status(error)}). Look whether "
-                "the service is well."
-            )
-        case exceptions.ServiceBusAuthenticationError() | exceptions.ServiceBusAuthorizationError():
-            return BrokerRefusedError(
-                f"{namespace} refused the credentials for {entity!r}, or they do not include the right to send. They stand "
-                "in the connection string: Endpoint=sb://<namespace>.servicebus.windows.net/;SharedAccessKeyName=<policy>;"
-                "SharedAccessKey=<key>, and the policy needs Send. With Microsoft Entra ID, the identity needs the role "
-                "Azure Service Bus Data Sender."
-            )
-        case exceptions.MessagingEntityDisabledError():
-            return BrokerUnavailableError(f"{entity!r} at {namespace} is disabled. Enable it for sending.")
-        case exceptions.ServiceBusQuotaExceededError():
-            return BrokerUnavailableError(
-                f"{entity!r} at {namespace} takes no more: it is full, or has too many connections. Receive from it, clear "
-                "its dead letters, or raise its size."
-            )
-        case exceptions.ServiceBusServerBusyError():
-            return BrokerUnavailableError(f"{namespace} is busy and wants senders to {entity!r} to wait.")
-        case TimeoutError() | exceptions.OperationTimeoutError():
-            return BrokerUnavailableError(
-                f"{entity!r} at {namespace} did not answer within {timeout:g} s, and may have the message all the same. Look "
-                "whether the service hangs, is overloaded, or sits behind a firewall that drops packets."
-            )
-        case _ if concerns_content(error):
-            return BrokerRefusedError(
-                f"{entity!r} at {namespace} does not take the message ({_condition(error)}); what the service said about "
-                "it is in this error's cause. An entity that requires sessions takes only messages with a key: "
-                '@message(..., key="<field>").'
-            )
-        case _:
-            return BrokerUnavailableError(
-                f"{entity!r} at {namespace} cannot be reached, or the connection was dropped ({type(error).__name__}: "
-                f"{error}). Look at the address, the network and the service."
-            )
+def _explained(error: Exception, place: str, timeout: float) -> BrokerError:
+    if lacks_entity(error):
+        return BrokerRefusedError(
+            f"there is no queue or topic {place}. Create it, or correct the destination or the namespace."
+        )
+    if isinstance(error, exceptions.ServiceBusAuthorizationError) or _token_status(error) in _NOT_AUTHORIZED:
+        return BrokerRefusedError(
+            f"{place} refused the credentials, or they do not include the right to send. They stand in the connection "
+            "string: Endpoint=sb://<namespace>.servicebus.windows.net/;SharedAccessKeyName=<policy>;"
+            "SharedAccessKey=<key>, and the policy needs Send. With Microsoft Entra ID, the identity needs the role "
+            "Azure Service Bus Data Sender."
+        )
+    if concerns_content(error):
+        condition = _condition(error)
+        hint = " An entity that requires sessions takes only messages with a key." if condition == _NOT_ALLOWED else ""
+        return BrokerRefusedError(
+            f"{place} does not take the message ({condition}); what the service said about it is in this error's cause."
+            + hint
+        )
+    text = _UNAVAILABLE.get(type(error), _UNREACHABLE)
+    return BrokerUnavailableError(text.format(place=place, timeout=timeout, kind=type(error).__name__, error=error))
 
 
 def _condition(error: Exception) -> str | None:

@@ -1,7 +1,7 @@
 """The sender of one queue or topic: a task that owns the link to it, and the messages that wait for that task.
 
-A sender of the client takes half a second to open, is not for concurrent use, and is broken when it is interrupted. So it
-is kept, one task uses it, and those who wait for an answer may come and go.
+A sender of the client takes half a second to open, is not for concurrent use, and is broken when it is interrupted. So
+it is kept, one task uses it, and those who wait for an answer may come and go.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, MessageTooLargeError
+from pipeline_mediator.errors import BrokerUnavailableError, MessageTooLargeError
 from pipeline_mediator.message_brokers.azure_errors import concerns_content, explain
 
 if TYPE_CHECKING:
@@ -50,7 +50,17 @@ class Publishing:
         """By entity and key, the message after which no other of the key is sent."""
         self._size = size
 
-    def answer(self, index: int, answer: Exception | None) -> None:
+    def accept(self, index: int) -> None:
+        """This message was stored."""
+        self._answer(index, None)
+
+    def refuse(self, index: int, message: Outgoing, error: Exception) -> None:
+        """This one was not, or nobody knows; so no other of its key may follow."""
+        if message.key is not None:
+            self.refused.setdefault((message.destination, message.key), message.message_id)
+        self._answer(index, error)
+
+    def _answer(self, index: int, answer: Exception | None) -> None:
         self.answers[index] = answer
         if len(self.answers) == self._size and not self.done.done():
             self.done.set_result(None)
@@ -58,16 +68,12 @@ class Publishing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """One message of a call, as it waits; without content, it only wants the link to be open."""
+    """One message of a call, as it waits."""
 
     publishing: Publishing
     index: int
-    message: Outgoing | None = None
-    content: ServiceBusMessage | None = None
-
-    @property
-    def key(self) -> str | None:
-        return None if self.message is None else self.message.key
+    message: Outgoing
+    content: ServiceBusMessage
 
     @property
     def wanted(self) -> bool:
@@ -75,17 +81,17 @@ class Entry:
         return self.index not in self.publishing.answers and not self.publishing.done.done()
 
     def accept(self) -> None:
-        self.publishing.answer(self.index, None)
+        """See `Publishing.accept`."""
+        self.publishing.accept(self.index)
 
-    def refuse(self, entity: str, error: Exception) -> None:
-        if self.message is not None and self.message.key is not None:
-            self.publishing.refused.setdefault((entity, self.message.key), self.message.message_id)
-        self.publishing.answer(self.index, error)
+    def refuse(self, error: Exception) -> None:
+        """See `Publishing.refuse`."""
+        self.publishing.refuse(self.index, self.message, error)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a broker was told; seconds and bytes."""
+    """What a broker was told; in seconds and bytes."""
 
     timeout: float
     idle_timeout: float
@@ -95,24 +101,25 @@ class Limits:
 class EntitySender:
     """Sends what is put into it, in order, as many messages at a time as one transfer holds, whoever they are from.
 
-    Its task runs while there is something to send, and for `idle_timeout` after; then the link is closed. `start` starts
-    it. Raises `ValueError` for an entity that the client is not for.
+    Its task runs while there is something to send, and for `idle_timeout` after that; then the link is closed. `start`
+    starts it. Raises `ValueError` for an entity that the client is not for.
     """
 
     def __init__(
         self,
         client: ServiceBusClient,
-        namespace: str,
         entity: str,
+        place: str,
         limits: Limits,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._client = client
-        self._namespace = namespace
         self._entity = entity
+        self._place = place
         self._limits = limits
         self._start = start
         self._link: ServiceBusSender | None = self._new_link()
+        self._openers: list[asyncio.Future[Exception | None]] = []
         self._queue: deque[Entry] = deque()
         self._taken: Sequence[Entry] = ()
         self._filled = asyncio.Event()
@@ -120,24 +127,34 @@ class EntitySender:
         self._ending = False
         self._task: asyncio.Task[None] | None = None
         self._shared: Literal["by all", "by one key", "by none"] = "by all"
-        """What may go in one transfer: partitioned entities refuse some together that they take one by one."""
+        """A transfer. Partitioned entities refuse some messages together that they take apart."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is on its way."""
-        return not self._queue and (self._resting or self._task is None)
+        return not (self._queue or self._openers) and (self._resting or self._task is None)
+
+    def open(self) -> asyncio.Future[Exception | None]:
+        """Open the link, if it is not; None, or why that failed."""
+        opened: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._openers.append(opened)
+        self._wake()
+        return opened
 
     def put(self, entry: Entry) -> None:
         """Send it when its turn comes; `entry.publishing` gets the answer."""
         self._queue.append(entry)
-        self._filled.set()
-        if self._task is None:
-            self._task = self._start(self._run())
+        self._wake()
 
     def end(self) -> None:
         """Close the link when all is sent that waits now."""
         self._ending = True
         self._filled.set()
+
+    def _wake(self) -> None:
+        self._filled.set()
+        if self._task is None:
+            self._task = self._start(self._run())
 
     async def _run(self) -> None:
         try:
@@ -145,15 +162,20 @@ class EntitySender:
                 await self._send_some()
         finally:
             self._task = None
-            for entry in (*self._taken, *self._queue):  # there are some only if the task is cancelled
-                if entry.wanted:
-                    entry.refuse(self._entity, closed_error(self._namespace))
-            self._queue.clear()
+            self._give_up()
             await self._close_link()
 
+    def _give_up(self) -> None:
+        """Let nobody wait for a task that was cancelled."""
+        for entry in (*self._taken, *self._queue):
+            if entry.wanted:
+                entry.refuse(closed_error(self._place))
+        self._queue.clear()
+        self._answer_openers(closed_error(self._place))
+
     async def _is_filled(self) -> bool:
-        """Wait until there is something to send; False when the link is not needed any more."""
-        while not self._queue and not self._ending:
+        """Wait until there is something to do; False when the link is not needed any more."""
+        while not (self._queue or self._openers or self._ending):
             self._filled.clear()
             self._resting = True
             try:
@@ -163,35 +185,44 @@ class EntitySender:
                 break
             finally:
                 self._resting = False
-        return bool(self._queue)
+        return bool(self._queue or self._openers)
 
     async def _send_some(self) -> None:
         """Send as much as goes into one transfer."""
         try:
-            async with asyncio.timeout_at(self._queue[-1].publishing.deadline):
+            async with asyncio.timeout(self._limits.timeout):
                 batch = await self._new_batch()
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told, and the next have a new link
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told, and the next get a new link
             self._taken = tuple(self._queue)
             self._queue.clear()
+            self._answer_openers(error)
             await self._fail(self._taken, error)
         else:
+            self._answer_openers(None)
             self._taken = self._fill(batch)
             if self._taken:
                 await self._send(self._taken, batch)
         self._taken = ()
 
+    def _answer_openers(self, error: Exception | None) -> None:
+        for opened in self._openers:
+            if not opened.done():
+                opened.set_result(error and self._explain(error))
+        self._openers.clear()
+
     def _fill(self, batch: ServiceBusMessageBatch) -> list[Entry]:
-        """Move into the batch what waits and fits, or the first one alone, if it is too large for any batch."""
+        """Move into the batch what waits and fits; or take the first alone, if it is too large for any batch."""
         entries: list[Entry] = []
         passed_over: list[Entry] = []
         while self._queue:
             entry = self._queue.popleft()
             if not self._is_due(entry):
                 continue
-            if entry.content is None:
-                entry.accept()
-            elif entries and not self._may_share(entries[0], entry):
+            if entries and self._shared == "by one key" and entry.message.key != entries[0].message.key:
                 passed_over.append(entry)
+            elif entries and self._shared == "by none":
+                passed_over.append(entry)
+                break
             elif self._add(batch, entry):
                 entries.append(entry)
             elif entries:
@@ -204,29 +235,23 @@ class EntitySender:
         return entries
 
     def _is_due(self, entry: Entry) -> bool:
-        """Whether it is to be sent, after what became of those before it."""
-        publishing = entry.publishing
+        """Whether it is still to be sent, after what became of those before it."""
+        publishing, message = entry.publishing, entry.message
         if not entry.wanted:
             return False
         if error := publishing.failures.get(self._entity):
-            entry.refuse(self._entity, self._explain(error))
+            entry.refuse(self._explain(error))
             return False
-        if entry.key is not None and (refused := publishing.refused.get((self._entity, entry.key))):
-            entry.refuse(
-                self._entity,
-                BrokerUnavailableError(
-                    f"not sent to {self._entity!r} at {self._namespace}: message {refused}, which comes before it and has "
-                    "the same key, was not accepted. Publish it again after that one."
-                ),
+        if message.key is not None and (refused := publishing.refused.get((self._entity, message.key))):
+            problem = (
+                f"message {message.message_id} was not sent to {self._place}, because message {refused}, which comes "
+                "before it and has the same key, was not accepted. Publish it after that one."
             )
+            entry.refuse(BrokerUnavailableError(problem))
             return False
         return True
 
-    def _may_share(self, first: Entry, other: Entry) -> bool:
-        return self._shared == "by all" or (self._shared == "by one key" and first.key == other.key)
-
     def _add(self, batch: ServiceBusMessageBatch, entry: Entry) -> bool:
-        assert entry.content is not None
         try:
             batch.add_message(entry.content)
         except MessageSizeExceededError:
@@ -235,19 +260,17 @@ class EntitySender:
 
     def _goes_alone(self, batch: ServiceBusMessageBatch, entry: Entry) -> bool:
         """Whether one that no batch holds may be sent; else it is refused."""
-        assert entry.content is not None
-        assert entry.message is not None
         measure = ServiceBusMessageBatch(_UNLIMITED)
         measure.add_message(entry.content)
         size, limit = measure.size_in_bytes, max(batch.max_size_in_bytes, self._limits.max_message_size or 0)
         if size > limit:
-            entry.refuse(self._entity, MessageTooLargeError(entry.message.name, size, limit))
+            entry.refuse(MessageTooLargeError(entry.message.name, size, limit))
         return size <= limit
 
     async def _send(self, entries: Sequence[Entry], batch: ServiceBusMessageBatch | None = None) -> bool:
-        """Send them in one transfer; if what is in it is refused, in smaller ones, until it is known which they are.
+        """Send them in one transfer, which is accepted as a whole or refused as a whole; whether all were accepted.
 
-        Whether all were accepted. A transfer is accepted or refused as a whole.
+        If it is refused for what is in it, in smaller ones, until it is known what that was.
         """
         error = await self._transfer(entries, batch)
         if error is None:
@@ -258,34 +281,34 @@ class EntitySender:
         elif len(entries) > 1:
             return await self._send_apart(entries)
         else:
-            entries[0].refuse(self._entity, self._explain(error))
+            entries[0].refuse(self._explain(error))
         return error is None
 
     async def _send_apart(self, entries: Sequence[Entry]) -> bool:
         by_key: dict[str | None, list[Entry]] = {}
         for entry in entries:
-            by_key.setdefault(entry.key, []).append(entry)
+            by_key.setdefault(entry.message.key, []).append(entry)
         several = len(by_key) > 1
         all_accepted = True
         for part in by_key.values() if several else [[entry] for entry in entries]:
             due = [entry for entry in part if self._is_due(entry)]
-            all_accepted &= len(due) == len(part) and await self._send(due)
+            accepted = bool(due) and await self._send(due)
+            all_accepted &= accepted and len(due) == len(part)
         if all_accepted:
             self._shared = "by one key" if several else "by none"
         return all_accepted
 
     async def _transfer(self, entries: Sequence[Entry], batch: ServiceBusMessageBatch | None) -> Exception | None:
         deadline = max(entry.publishing.deadline for entry in entries)
+        content: ServiceBusMessage | ServiceBusMessageBatch = entries[0].content
         try:
             async with asyncio.timeout_at(deadline):
-                content: ServiceBusMessage | ServiceBusMessageBatch | None = entries[0].content
                 if len(entries) > 1:
                     content = batch or await self._batch_of(entries)
-                assert content is not None
-                assert self._link is not None
-                # The client's own timeout keeps the link usable; but it does not fire in every case.
+                link = self._link = self._link or self._new_link()
+                # The client has a timeout of its own, which ends in better order; but it does not work in every case.
                 remaining = deadline - asyncio.get_running_loop().time()
-                await self._link.send_messages(content, timeout=max(remaining, 0.001))
+                await link.send_messages(content, timeout=max(remaining, 0.001))
         except Exception as error:  # noqa: BLE001 - as in _send_some
             return error
         return None
@@ -293,25 +316,24 @@ class EntitySender:
     async def _batch_of(self, entries: Sequence[Entry]) -> ServiceBusMessageBatch:
         batch = await self._new_batch()
         for entry in entries:
-            self._add(batch, entry)
+            batch.add_message(entry.content)
         return batch
 
     async def _fail(self, entries: Sequence[Entry], error: Exception) -> None:
-        """Nothing is known about these, and the link is not used again; what else waits of their calls is not tried."""
+        """What became of these is not known: use the link no more, and try nothing else of the calls they are from."""
         for entry in entries:
             entry.publishing.failures[self._entity] = error
             if entry.wanted:
-                entry.refuse(self._entity, self._explain(error))
+                entry.refuse(self._explain(error))
         await self._close_link()
 
     async def _new_batch(self) -> ServiceBusMessageBatch:
-        """An empty batch, as large as the service takes it; opens the link for that, if need be."""
-        if self._link is None:
-            self._link = self._new_link()
-        return await self._link.create_message_batch()
+        """An empty one, as large as the service takes it; opens the link to find that out."""
+        link = self._link = self._link or self._new_link()
+        return await link.create_message_batch()
 
     def _new_link(self) -> ServiceBusSender:
-        # For a topic as well: the two have one set of names and are sent to in the same way.
+        # For a topic as well: the two have one set of names, and are sent to in the same way.
         return self._client.get_queue_sender(self._entity)
 
     async def _close_link(self) -> None:
@@ -320,7 +342,7 @@ class EntitySender:
             await close(link)
 
     def _explain(self, error: Exception) -> Exception:
-        return explain(error, self._namespace, self._entity, self._limits.timeout)
+        return explain(error, self._place, self._limits.timeout)
 
 
 async def close(link: ServiceBusSender) -> None:
@@ -328,10 +350,10 @@ async def close(link: ServiceBusSender) -> None:
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await link.close()
-    except Exception:  # noqa: BLE001 - what is not needed any more
+    except Exception:
         _logger.debug("a sender of Service Bus did not close", exc_info=True)
 
 
-def closed_error(namespace: str) -> Exception:
+def closed_error(place: str) -> Exception:
     """What those get who come too late, or waited when it ended."""
-    return BrokerUnavailableError(f"the broker for {namespace} was closed")
+    return BrokerUnavailableError(f"the broker for {place} was closed")

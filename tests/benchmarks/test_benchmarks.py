@@ -106,7 +106,10 @@ def test_a_loop_in_which_not_every_call_is_handled_is_no_measurement() -> None:
         calls = 0
 
         def bare(self) -> Subject:
-            return subject(lambda _message: handler(), handler)
+            return subject(self.handle, handler)
+
+        async def handle(self, _: object) -> object:
+            return await handler()
 
         def send(self) -> Subject:
             async def call(_: object) -> object:

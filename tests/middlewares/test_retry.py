@@ -20,6 +20,7 @@ from pipeline_mediator.errors import (
     OrderError,
     PermanentError,
     TransactionDoomedError,
+    TransactionFinishedError,
 )
 from pipeline_mediator.mediator import Mediator
 from pipeline_mediator.middlewares.retry import RetryMiddleware
@@ -543,6 +544,42 @@ async def test_no_context_is_kept_alive(ends: str, *, transaction: bool, limited
     await checkpoint()
     assert [one() for one in contexts] == [None] * len(contexts)
     assert [one() for one in units] == [None] * len(units)
+
+
+@pytest.mark.parametrize("ends", ["success", "failure"])
+@pytest.mark.usefixtures("no_collection")
+async def test_no_context_is_kept_alive_by_a_handler_that_takes_none(ends: str) -> None:
+    """Where nothing asks for a unit, nobody would end it."""
+    handler = Failing(*[ConnectionError() for _ in range(2 if ends == "success" else 3)])
+    mediator = mediator_of({Place: handler}, retry())
+    before = contexts_alive()
+    await quietly(mediator.send, Place())
+    await checkpoint()
+    assert handler.attempts == 3
+    assert contexts_alive() == before
+
+
+def contexts_alive() -> int:
+    return sum(isinstance(one, Context) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_after_the_end_of_an_attempt_nothing_is_queued_in_it(attempts: int) -> None:
+    """Not even where it went well at last, and nothing in it had needed a unit."""
+    kept: list[Context] = []
+
+    async def place(command: Place, context: Context) -> int:
+        kept.append(context)
+        if len(kept) < attempts:
+            raise ConnectionError("reset")
+        return 1
+
+    mediator = mediator_of({Place: place}, retry())
+    await mediator.send(Place())
+    assert len(kept) == attempts
+    for context in kept:
+        with pytest.raises(TransactionFinishedError):
+            context.emit(Reserved())
 
 
 async def quietly(send: Callable[..., Any], message: Place) -> None:

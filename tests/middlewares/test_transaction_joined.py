@@ -215,6 +215,30 @@ async def test_a_failing_event_that_was_emitted_at_once_dooms_it_too() -> None:
         await mediator.send(Place())
 
 
+async def test_a_nested_failure_that_an_event_handler_caught_dooms_it_before_the_next_event() -> None:
+    memory = Memory()
+    walked: list[int] = []
+
+    async def place(command: Place, context: Context) -> int:
+        context.emit(Reserved(1))
+        context.emit(Reserved(2))
+        return 1
+
+    async def fail(command: Reserve) -> int:
+        raise ValueError("out of stock")
+
+    async def catch(event: Reserved, context: Context) -> None:
+        walked.append(event.n)
+        with pytest.raises(ValueError, match="out of stock"):
+            await context.send(Reserve())
+
+    mediator = mediator_of({Place: place, Reserve: fail, Reserved: catch}, TransactionMiddleware(memory.begin))
+    with pytest.raises(TransactionDoomedError):
+        await mediator.send(Place())
+    assert walked == [1]
+    assert memory.log == ["begin", "rollback"]
+
+
 async def test_without_a_transaction_a_nested_failure_drops_only_what_it_left_for_later() -> None:
     broker = RecordingBroker()
     walked: list[str] = []
