@@ -49,8 +49,8 @@ class ValidationMiddleware:
 
     # Mapping's key is invariant: with `type` for Any, a dict[type[PlaceOrder], ...] in a variable would be refused.
     def __init__(self, validators: Mapping[Any, Validator | Sequence[Validator]] | Validator) -> None:
-        by_type: Mapping[Any, Validator | Sequence[Validator]] = (
-            validators if isinstance(validators, Mapping) else {object: validators}
+        by_type: Mapping[Any, Any] = (
+            cast("Any", validators) if isinstance(validators, Mapping) else {object: validators}
         )
         self._validators: dict[Any, tuple[Validator, ...]] = {
             kind: _checked(kind, given) for kind, given in by_type.items()

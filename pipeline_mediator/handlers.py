@@ -82,7 +82,7 @@ def read_handler(target: Any, message_type: type, *, result: Any, stream: bool =
         context_keyword=_context_keyword(context_parameter, further),
         parameters=tuple((p.name, _resolvable(p, hints, refuse)) for p in resolved),
         is_async=stream or _is_async(function, hints),
-        collects_events=form != "function" and _collects_events(target),
+        collects_events=_collects_events(target),
     )
     _refuse_unnameable(handler, further, refuse)
     if not handler.is_async:
@@ -342,4 +342,4 @@ def _plain(hint: Any) -> Any:
 def _text(hint: Any) -> str:
     if hint is type(None):
         return "None"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

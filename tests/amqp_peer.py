@@ -302,7 +302,7 @@ class AmqpPeer:
 
     def _deliver(self, delivery: Any) -> None:
         link = delivery.link
-        if link.is_sender:
+        if link.is_sender or link.state & self._proton.Endpoint.LOCAL_CLOSED:
             delivery.settle()
         elif delivery.readable and not delivery.partial:
             transfer = link.recv(delivery.pending)

@@ -42,6 +42,7 @@ PUBLIC = {
     ],
     "pipeline_mediator.message_brokers": [
         "Ack",
+        "AzureMessageBroker",
         "BrokerFeatures",
         "Dead",
         "Delivery",

@@ -480,8 +480,10 @@ async def test_a_function_that_returns_an_awaitable_runs_where_it_was_sent_from(
         threads.append(threading.current_thread())
         return function(command)
 
-    assert await Mediator(RequestMap().bind(Add, handle)).send(Add(1)) == "1"
-    assert threads == [threading.current_thread()]
+    for annotation in (Awaitable[str], Awaitable):
+        handle.__annotations__["return"] = annotation
+        assert await Mediator(RequestMap().bind(Add, handle)).send(Add(1)) == "1"
+    assert threads == [threading.current_thread()] * 2
 
 
 async def test_what_a_plain_function_raises_is_raised_as_it_is() -> None:
@@ -818,6 +820,7 @@ def test_a_result_that_fits_is_taken(promised: Any, returned: Any) -> None:
         (int, str, "it returns str, but the message promises int"),
         (int, float, "it returns float, but the message promises int"),
         (int, None, "it returns None, but the message promises int"),
+        (float, str, "it returns str, but the message promises float"),
         (int, int | None, "it returns int | None, but the message promises int"),
         (int, Optional[str], "it returns Optional[str], but the message promises int"),  # noqa: UP045 - likewise
         (None, int, "it returns int, but the message promises None"),
@@ -948,6 +951,16 @@ async def test_a_stream_handler_may_have_any_form(handler: Any) -> None:
 
     async with mediator.stream(Numbers(3)) as items:
         assert [item async for item in items] == [3]
+
+
+def test_a_stream_handler_may_ask_for_an_async_session() -> None:
+    class Handler:
+        def __init__(self, session: AsyncSession) -> None: ...
+
+        async def handle(self, query: Numbers) -> AsyncIterator[int]:
+            yield query.limit
+
+    RequestMap().bind(Numbers, Handler)
 
 
 class TextItems(StreamQuery[str]):

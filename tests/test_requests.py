@@ -185,6 +185,7 @@ def test_bind_returns_the_map_so_that_binds_chain() -> None:
     assert len(requests) == 2
     assert PlaceOrder in requests
     assert ExportOrders not in requests
+    assert [] not in requests
 
 
 async def test_the_decorator_takes_the_type_from_the_first_parameter() -> None:
@@ -319,8 +320,10 @@ def test_a_frozen_map_may_serve_two_mediators() -> None:
     ],
 )
 def test_only_request_types_are_bound(wrong: Any, text: str) -> None:
-    with pytest.raises(BindError, match=text):
+    with pytest.raises(BindError, match=text) as raised:
         RequestMap().bind(wrong, place_order)
+
+    assert ("An event is bound with EventMap" in str(raised.value)) is (wrong is OrderPlaced)
 
 
 @pytest.mark.parametrize("kind", [Request, Command, Query, StreamQuery])

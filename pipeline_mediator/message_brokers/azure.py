@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, ConfigurationError, MissingExtraError
+from pipeline_mediator.errors import BrokerRefusedError, ConfigurationError, MissingExtraError
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
 
 try:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from pipeline_mediator.errors import BrokerError
     from pipeline_mediator.message_brokers.protocol import Outgoing
 
 __all__ = ["AzureMessageBroker"]
@@ -72,8 +73,9 @@ class AzureMessageBroker:
 
     Entering opens the links to `entities`, and to the one that a connection string may name, and raises
     `BrokerUnavailableError` or `BrokerRefusedError` (no such entity, wrong credentials). Without any it finds out
-    whether the namespace can be reached and takes the connection string's credentials. Raises `ConfigurationError` for
-    what is no connection string and no `azure.servicebus.aio.ServiceBusClient`.
+    whether the namespace can be reached and takes the connection string's credentials; a client that is handed over is
+    not tried. Raises `ConfigurationError` for what is no connection string and no
+    `azure.servicebus.aio.ServiceBusClient`.
     """
 
     def __init__(
@@ -90,9 +92,13 @@ class AzureMessageBroker:
             raise ConfigurationError(
                 f"timeout={timeout}, idle_timeout={idle_timeout}, max_senders={max_senders}: all must be above 0"
             )
-        self._own = isinstance(client_or_connection_string, str)
-        self._client = _client(client_or_connection_string)
+        # A second try is for links that were dropped; more is the business of those who know what waits.
+        self._client = _client(client_or_connection_string, retry_total=1)
+        self._own = self._client is not client_or_connection_string
         self._entities = tuple(dict.fromkeys((*entities, *_entity_path(client_or_connection_string))))
+        self._prober = None
+        if self._own and not self._entities:
+            self._prober = _client(client_or_connection_string, retry_total=0)
         self._limits = Limits(timeout, idle_timeout, max_message_size)
         self._max_senders = max_senders
         self._namespace = f"Service Bus {self._client.fully_qualified_namespace}"
@@ -179,9 +185,8 @@ class AzureMessageBroker:
             await self._end()
 
     async def _open(self) -> None:
-        if not self._entities:
-            await self._reach()
-            return
+        if self._prober is not None:
+            await self._reach(self._prober)
         try:
             senders = [self._sender(entity) for entity in self._entities]
         except ValueError as error:
@@ -192,37 +197,37 @@ class AzureMessageBroker:
                 errors[0].add_note(f"and: {other}")
             raise errors[0]
 
-    async def _reach(self) -> None:
-        """Ask for an entity that is not there: of a namespace that answers so, only rights remain to be seen."""
-        try:
-            link = self._client.get_queue_sender(_NOBODY)
-        except ValueError:  # a client for one entity
-            return
+    async def _reach(self, client: ServiceBusClient) -> None:
+        """Ask for an entity that is not there: a namespace that says so can be reached and knows us."""
+        refusal: BrokerError | None = None
+        link = client.get_queue_sender(_NOBODY)
         try:
             async with asyncio.timeout(self._limits.timeout), link:
                 pass
-        except Exception as error:
-            explained = explain(error, self._namespace, self._limits.timeout)
-            if isinstance(explained, BrokerUnavailableError):
-                raise explained from error
-            # A client's credentials may be for some entities only; a connection string that is so names the entity.
-            if self._own and not lacks_entity(error):
-                hint = "If they are for one entity only, name it: AzureMessageBroker(..., entities=('orders',))."
-                raise BrokerRefusedError(f"{explained} {hint}") from error
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is explained
+            if not lacks_entity(error):
+                refusal = explain(error, self._namespace, self._limits.timeout)
         finally:
             await close(link)
+        if isinstance(refusal, BrokerRefusedError):
+            hint = "If they are for one entity only, name it: AzureMessageBroker(..., entities=('orders',))."
+            raise BrokerRefusedError(f"{refusal} {hint}") from refusal.__cause__
+        if refusal is not None:
+            raise refusal
 
     async def _end(self) -> None:
         """Close all links, when what waits was sent."""
         for sender in self._senders.values():
             sender.end()
         self._senders.clear()
-        tasks = tuple(self._tasks)
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=self._limits.timeout + CLOSE_SECONDS)
+            async with asyncio.timeout(self._limits.timeout + CLOSE_SECONDS):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            pass
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
         if self._own:
             await self._client.close()
@@ -244,7 +249,7 @@ def _content(message: Outgoing) -> ServiceBusMessage:
     )
 
 
-def _client(client_or_connection_string: object) -> ServiceBusClient:
+def _client(client_or_connection_string: object, *, retry_total: int) -> ServiceBusClient:
     if isinstance(client_or_connection_string, ServiceBusClient):
         return client_or_connection_string
     if not isinstance(client_or_connection_string, str):
@@ -254,9 +259,8 @@ def _client(client_or_connection_string: object) -> ServiceBusClient:
             f"{kind.__module__}.{kind.__qualname__}"
         )
     try:
-        # A second try, for links that were dropped; more is the business of those who know what waits.
         return ServiceBusClient.from_connection_string(
-            client_or_connection_string, retry_total=1, retry_backoff_factor=0.1
+            client_or_connection_string, retry_total=retry_total, retry_backoff_factor=0.1
         )
     except ValueError:
         # Not `from error`: its text may quote a part of the string.

@@ -61,7 +61,8 @@ def lacks_entity(error: Exception) -> bool:
 def explain(error: Exception, place: str, timeout: float) -> BrokerError:
     """A new error of ours for what the client raised; `place` is the entity, or only the namespace."""
     explained = _explained(error, place, timeout)
-    explained.__cause__ = error
+    if not isinstance(error, TimeoutError):  # ours: says nothing more, and holds all that was interrupted, sockets too
+        explained.__cause__ = error
     return explained
 
 

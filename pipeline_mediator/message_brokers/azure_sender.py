@@ -163,7 +163,9 @@ class EntitySender:
         finally:
             self._task = None
             self._give_up()
-            await self._close_link()
+            link, self._link = self._link, None
+            if link is not None:
+                await close(link)
 
     def _give_up(self) -> None:
         """Let nobody wait for a task that was cancelled."""
@@ -196,7 +198,7 @@ class EntitySender:
             self._taken = tuple(self._queue)
             self._queue.clear()
             self._answer_openers(error)
-            await self._fail(self._taken, error)
+            self._fail(self._taken, error)
         else:
             self._answer_openers(None)
             self._taken = self._fill(batch)
@@ -277,7 +279,7 @@ class EntitySender:
             for entry in entries:
                 entry.accept()
         elif not concerns_content(error):
-            await self._fail(entries, error)
+            self._fail(entries, error)
         elif len(entries) > 1:
             return await self._send_apart(entries)
         else:
@@ -319,13 +321,15 @@ class EntitySender:
             batch.add_message(entry.content)
         return batch
 
-    async def _fail(self, entries: Sequence[Entry], error: Exception) -> None:
+    def _fail(self, entries: Sequence[Entry], error: Exception) -> None:
         """What became of these is not known: use the link no more, and try nothing else of the calls they are from."""
         for entry in entries:
             entry.publishing.failures[self._entity] = error
             if entry.wanted:
                 entry.refuse(self._explain(error))
-        await self._close_link()
+        link, self._link = self._link, None
+        if link is not None:
+            self._start(close(link))  # takes up to a second, in which a new one can be opened
 
     async def _new_batch(self) -> ServiceBusMessageBatch:
         """An empty one, as large as the service takes it; opens the link to find that out."""
@@ -335,11 +339,6 @@ class EntitySender:
     def _new_link(self) -> ServiceBusSender:
         # For a topic as well: the two have one set of names, and are sent to in the same way.
         return self._client.get_queue_sender(self._entity)
-
-    async def _close_link(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await close(link)
 
     def _explain(self, error: Exception) -> Exception:
         return explain(error, self._place, self._limits.timeout)

@@ -54,7 +54,8 @@ async def run_and_cancel(step: int, manner: Manner, call: Callable[[], Coroutine
 
     def on_step() -> None:
         run.steps += 1
-        if run.steps == step or (run.steps > step and manner == "native at every step"):
+        # A task that never ends is still there when the run is over, and nothing is left to cancel.
+        if running and (run.steps == step or (run.steps > step and manner == "native at every step")):
             # Soon, not now: then the task is really suspended.
             loop.call_soon(scope.cancel if manner == "scope" else running[0].cancel)
             run.cancelled = True
@@ -72,7 +73,7 @@ async def run_and_cancel(step: int, manner: Manner, call: Callable[[], Coroutine
             raise TimeoutError(f"cancelled at step {step}, it did not end: {running[0].get_stack()}")
         run.error = asyncio.CancelledError() if running[0].cancelled() else running[0].exception()
         left = asyncio.all_tasks() - before
-        if ending := {one for one in left if one.get_name() != _NEVER_ENDING}:
+        if ending := {one for one in left if not _is_never_ending(one)}:
             await asyncio.wait(ending, timeout=_SECONDS)
         run.complaints.extend(f"left behind: {one}" for one in left if not _ends(one))
         running.clear()
@@ -86,7 +87,11 @@ async def run_and_cancel(step: int, manner: Manner, call: Callable[[], Coroutine
 
 
 def _ends(task: asyncio.Task[Any]) -> bool:
-    return task.done() or (task.get_name() == _NEVER_ENDING and task.cancel())
+    return task.done() or (_is_never_ending(task) and task.cancel())
+
+
+def _is_never_ending(task: asyncio.Task[Any]) -> bool:
+    return getattr(task.get_coro(), "__qualname__", None) == _NEVER_ENDING
 
 
 def _counting(on_step: Callable[[], None]) -> Any:
@@ -110,7 +115,8 @@ def _counting(on_step: Callable[[], None]) -> Any:
         return await through(coroutine)
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> Any:
-        options["name"] = getattr(coroutine, "__qualname__", None)
-        return asyncio.Task(counted(coroutine), loop=loop, **options)
+        wrapped = counted(coroutine)
+        wrapped.__qualname__ = getattr(coroutine, "__qualname__", "")
+        return asyncio.Task(wrapped, loop=loop, **options)
 
     return factory
