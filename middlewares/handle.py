@@ -141,28 +141,30 @@ class _Call:
     def __init__(self, handler: Handler, container: Container, turns: _Turns) -> None:
         self._handler = handler
         self._turns = turns
-        self._factory: Callable[[], Any] | None = None
+        self.factory: Callable[[], Any] | None = None
         if handler.form == "class":
             factory_of = getattr(container, "factory", None)
-            self._factory = None if factory_of is None else factory_of(handler.target)
-        self.needs_scope = bool(handler.wanted) and self._factory is None
+            self.factory = None if factory_of is None else factory_of(handler.target)
+        self.needs_scope = bool(handler.wanted) and self.factory is None
         plain = handler.is_async and not handler.collects_events and not self.needs_scope
         self.direct: Direct | None = self._without_context() if plain and not handler.takes_context else None
         self.terminal: Terminal = self._terminal(plain=plain)
 
     def _without_context(self) -> Direct:
         """The call itself, where nothing has to be resolved."""
-        factory = self._factory
+        factory = self.factory
         if factory is None:
             return self._handler.function
         return lambda message: factory().handle(message)
 
     def _terminal(self, *, plain: bool) -> Terminal:
-        direct, factory, function = self.direct, self._factory, self._handler.function
-        if direct is not None:
-            return lambda context: direct(context.message)
+        factory, function = self.factory, self._handler.function
         if not plain or self._handler.context_keyword is not None:
             return self._resolving()
+        if not self._handler.takes_context:
+            if factory is not None:
+                return lambda context: factory().handle(context.message)
+            return lambda context: function(context.message)
         if factory is not None:
             return lambda context: factory().handle(context.message, context)
         return lambda context: function(context.message, context)
@@ -200,8 +202,8 @@ class _Call:
         keywords: dict[str, Any] = {}
         made = handler.target
         call = handler.function
-        if self._factory is not None:
-            made = self._factory()
+        if self.factory is not None:
+            made = self.factory()
             call = made.handle
         elif handler.wanted:
             unit = context.unit
@@ -248,12 +250,12 @@ class _Group:
 
     def sequential(self) -> tuple[Terminal, Direct | None]:
         """One after the other; the first error stops, because the transaction rolls back anyway."""
-        terminals = self._terminals
         directs = [call.direct for call in self._calls if call.direct is not None]
-        direct = None if self._own_scopes or len(directs) < len(terminals) else _in_turn(directs)
-        if direct is not None:
-            return lambda context: direct(context.message), direct
-        return _in_turn(terminals), None
+        if self._own_scopes or len(directs) < len(self._calls):
+            return _in_turn(self._terminals), None
+        factories = [call.factory for call in self._calls if call.factory is not None]
+        direct = _in_turn(directs) if len(factories) < len(directs) or len(directs) == 1 else _made_in_turn(factories)
+        return lambda context: direct(context.message), direct
 
     async def run(self, context: Context) -> None:
         """Run the handlers as the bind says."""
@@ -318,6 +320,16 @@ def _in_turn(calls: list[Callable[[Any], Awaitable[Any]]]) -> Callable[[Any], Aw
     async def run(argument: Any) -> None:
         for call in calls:
             await call(argument)
+
+    return run
+
+
+def _made_in_turn(factories: list[Callable[[], Any]]) -> Direct:
+    """The same for handlers that are all made without a scope: one call less for each."""
+
+    async def run(message: Any) -> None:
+        for make in factories:
+            await make().handle(message)
 
     return run
 

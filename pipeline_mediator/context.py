@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -259,6 +258,8 @@ class Context:
 
     def snapshot(self) -> Snapshot:
         """What further attempts start from; taken before the first one."""
+        if self._headers is None and self._items is None:
+            return _NO_FACTS
         return Snapshot(
             None if self._headers is None else dict(self._headers), None if self._items is None else dict(self._items)
         )
@@ -267,7 +268,8 @@ class Context:
         """A fresh context with a fresh unit, for attempt `number` at the same message."""
         new = self._derive(self.message)
         new.attempt = number
-        new.begun_unit = self.unit.succeed(new)
+        if self.begun_unit is not None:
+            new.begun_unit = self.begun_unit.succeed(new)
         new._headers = None if before.headers is None else dict(before.headers)
         new._items = None if before.items is None else dict(before.items)
         return new
@@ -326,13 +328,19 @@ class Snapshot(NamedTuple):
     items: dict[Any, Any] | None
 
 
+_NO_FACTS = Snapshot(None, None)
+
+
 AMBIENT: ContextVar[Context | None] = ContextVar("pipeline_mediator.context", default=None)
 """The message that is being handled; copied into the tasks that its handler starts."""
 
 
 def new_message_id() -> str:
     """A UUIDv7 (RFC 9562): sorts by the millisecond it was made in, so that an index on it does not fragment."""
+    # Not at the top: a program whose messages never ask for their ids does not load it.
+    from uuid import UUID
+
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 7 << 76
     value = value & ~(0x3 << 62) | 2 << 62
-    return str(uuid.UUID(int=value))
+    return str(UUID(int=value))

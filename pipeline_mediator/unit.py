@@ -223,11 +223,12 @@ class Unit:
         """End an attempt that went well and commits nothing: walk the events, close the scope, call the hooks."""
         if not self.open:
             return
-        await self.walk_events()
+        if self.events or self._doomed_by is not None:
+            await self.walk_events()
         self.mark_ended()
         try:
-            if self.scope is not None:
-                await self.close_scope(None)
+            if self.scope is not None and (closing := self._start_closing(None)) is not None:
+                await self._finish_closing(closing)
             if self.hooks:
                 await self.call_hooks()
         finally:
@@ -263,13 +264,22 @@ class Unit:
 
     async def close_scope(self, error: BaseException | None) -> None:
         """Close the scope whatever happens to the caller; what clean-up raises is logged: the outcome is decided."""
+        closing = self._start_closing(error)
+        if closing is not None:
+            await self._finish_closing(closing)
+
+    def _start_closing(self, error: BaseException | None) -> Awaitable[None] | None:
+        """Apart from the rest, because most scopes have nothing to await."""
         scope, self.scope = self.scope, None
-        if scope is None:
-            return
         try:
-            closing = scope.close(error)
-            if closing is not None:
-                await finish(_awaited(closing), seconds=CLOSE_SECONDS)
+            return None if scope is None else scope.close(error)
+        except Exception as failure:  # noqa: BLE001 - reported
+            self._report("scope clean-up failed", failure)
+            return None
+
+    async def _finish_closing(self, closing: Awaitable[None]) -> None:
+        try:
+            await finish(_awaited(closing), seconds=CLOSE_SECONDS)
         except Exception as failure:  # noqa: BLE001 - reported
             self._report("scope clean-up failed", failure)
 

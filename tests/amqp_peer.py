@@ -1,7 +1,7 @@
 """What a sender sees of Azure Service Bus, on loopback: an AMQP 1.0 peer on Qpid Proton that can be told to fail.
 
-It stores what is published and shows it to the test. It knows shared access keys, unknown entities, batches, size limits
-and the ways in which a service, or the network before it, lets a sender down.
+It stores what is published and shows it to the test. It knows shared access keys, unknown entities, batches, size
+limits, and the ways in which a service, or the network before it, lets a sender down.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hmac
 import threading
 import traceback
 from collections import deque
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import parse_qs, quote_plus, urlsplit
@@ -167,15 +168,17 @@ class AmqpPeer:
 
     def cut(self) -> None:
         """Drop all connections, without a word of AMQP."""
-        self.call(lambda: [self._drop(connection) for connection in list(self.connections)])
+        for connection in list(self.connections):
+            self.call(partial(self._drop, connection))
 
     def detach(self, entity: Entity) -> None:
         """Detach all links to the entity by force, as Service Bus does to links that were idle for ten minutes."""
-        self.call(lambda: [self._close_link(link, "amqp:link:detach-forced") for link in list(entity.links)])
+        for link in list(entity.links):
+            self.call(partial(self._close_link, link, "amqp:link:detach-forced"))
 
     def refuse(self) -> None:
         """Stop listening, and drop all connections."""
-        self.call(lambda: self._acceptor.close())
+        self.call(self._acceptor.close)
         self.cut()
 
     def accept(self) -> None:
@@ -185,7 +188,7 @@ class AmqpPeer:
     def pause(self) -> None:
         """Let it hang: connections stay open, new ones are taken by the kernel, and nothing is answered."""
         self._awake.clear()
-        self._post(lambda: self._awake.wait())
+        self._post(self._awake.wait)
 
     def resume(self) -> None:
         self._awake.set()
@@ -268,9 +271,9 @@ class AmqpPeer:
         link.close()
 
     def _drop(self, connection: Any) -> None:
-        transport = connection.transport
-        transport.close_tail()
-        transport.close_head()
+        if transport := connection.transport:
+            transport.close_tail()
+            transport.close_head()
 
     def _attach(self, link: Any) -> None:
         link.source.copy(link.remote_source)

@@ -112,6 +112,12 @@ async def test_send_raises_what_the_handler_raises() -> None:
         assert raised.value is error
 
 
+def test_a_mediator_shows_its_pipeline() -> None:
+    retry = RetryMiddleware(2)
+
+    assert list(Mediator(middlewares=[retry]).pipeline) == [retry]
+
+
 async def test_several_sends_at_once() -> None:
     database = Database()
 
@@ -681,6 +687,43 @@ async def test_a_joined_message_that_needs_no_transaction_joins_one_that_has() -
     assert log[0] is log[1]
 
 
+async def test_what_is_sent_after_a_joined_message_is_caused_by_the_one_that_sends_it() -> None:
+    async def inside(joining: Joining, context: Context) -> object:
+        await joining.mediator.send(Reserve())
+        await joining.mediator.emit(Noted())
+        return None
+
+    joining = Joining(inside)
+    await joining.mediator.send(PlaceOrder())
+
+    outer, reserved, noted = joining.contexts
+    assert reserved.parent is outer
+    assert noted.parent is outer
+
+
+async def test_what_leaves_the_process_is_a_root_of_its_own() -> None:
+    contexts: list[Context] = []
+
+    async def look(context: Context, call_next: Next) -> Any:
+        contexts.append(context)
+        return await call_next(context)
+
+    async def place(command: PlaceOrder, context: Context) -> object:
+        context.emit(Placed())
+        return None
+
+    for middlewares in ([], [TransactionMiddleware(Database().begin)]):
+        contexts.clear()
+        mediator = Mediator(
+            RequestMap().bind(PlaceOrder, place), middlewares=[look, *middlewares, PublishMiddleware(Broker())]
+        )
+        await mediator.send(PlaceOrder())
+
+        outer, placed = contexts
+        assert placed.parent is None
+        assert placed.causation_id == outer.message_id
+
+
 async def test_a_joined_message_keeps_the_headers_and_ids_that_it_is_given() -> None:
     joining = Joining(send_with_headers)
     await joining.mediator.send(PlaceOrder(), headers={"user": "1"}, correlation_id="mine")
@@ -766,18 +809,23 @@ async def test_headers_key_and_correlation_id_reach_the_context() -> None:
 
     mediator = Mediator(RequestMap().bind(CountOrders, count), middlewares=[look], new_id=lambda: "id")
 
-    assert await mediator.send(CountOrders(), headers={"tenant": "acme"}) == 1
-    assert await mediator.send(CountOrders(), correlation_id="conversation") == 1
-    await mediator.emit(Noted(), headers={"tenant": "acme"}, correlation_id="conversation")
-    await mediator.emit(Noted(), "key")
-    await mediator.emit(Noted())
-    assert seen == [
-        ({"tenant": "acme"}, "id", None, None),
-        ({}, "conversation", None, None),
-        ({"tenant": "acme"}, "conversation", None, None),
-        ({}, "id", None, "key"),
-        ({}, "id", None, None),
-    ]
+    for _ in range(2):
+        # The second time, the way to the handlers is known.
+        seen.clear()
+        assert await mediator.send(CountOrders(), headers={"tenant": "acme"}) == 1
+        assert await mediator.send(CountOrders(), correlation_id="conversation") == 1
+        await mediator.emit(Noted(), headers={"tenant": "acme"})
+        await mediator.emit(Noted(), correlation_id="conversation")
+        await mediator.emit(Noted(), "key")
+        await mediator.emit(Noted())
+        assert seen == [
+            ({"tenant": "acme"}, "id", None, None),
+            ({}, "conversation", None, None),
+            ({"tenant": "acme"}, "id", None, None),
+            ({}, "conversation", None, None),
+            ({}, "id", None, "key"),
+            ({}, "id", None, None),
+        ]
 
 
 async def test_options_reach_a_handler_that_wants_no_context() -> None:
@@ -793,6 +841,7 @@ async def test_the_callers_transaction_is_used_and_left_to_the_caller() -> None:
     async def place(command: PlaceOrder, session: Session, context: Context) -> object:
         session.rows.append(command.number)
         await context.send(Reserve(2))
+        await mediator.send(Reserve(3))
         context.emit(Noted())
         return "placed"
 
@@ -809,8 +858,10 @@ async def test_the_callers_transaction_is_used_and_left_to_the_caller() -> None:
         middlewares=[RetryMiddleware(3), TransactionMiddleware(database.begin)],
     )
 
-    assert await mediator.send(PlaceOrder(1), transaction=session) == "placed"
-    assert session.rows == [1, 2, "noted"]
+    for _ in range(2):
+        session.rows.clear()
+        assert await mediator.send(PlaceOrder(1), transaction=session) == "placed"
+        assert session.rows == [1, 2, 3, "noted"]
     assert database.log == []
 
 

@@ -25,6 +25,7 @@ from pipeline_mediator.message_brokers.azure_sender import (
     Publishing,
     close,
     closed_error,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -202,8 +203,7 @@ class AzureMessageBroker:
         refusal: BrokerError | None = None
         link = client.get_queue_sender(_NOBODY)
         try:
-            async with asyncio.timeout(self._limits.timeout), link:
-                pass
+            await within(self._limits.timeout, link.__aenter__())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is explained
             if not lacks_entity(error):
                 refusal = explain(error, self._namespace, self._limits.timeout)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus.exceptions import MessageSizeExceededError
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
     from pipeline_mediator.message_brokers.protocol import Outgoing
 
-__all__ = ["CLOSE_SECONDS", "EntitySender", "Entry", "Limits", "Publishing", "close", "closed_error"]
+__all__ = ["CLOSE_SECONDS", "EntitySender", "Entry", "Limits", "Publishing", "close", "closed_error", "within"]
 
 _logger = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 CLOSE_SECONDS: Final = 5.0
+_CANCEL_SECONDS: Final = 1.0
 _UNLIMITED: Final = 2**31 - 1
 
 
@@ -118,7 +121,8 @@ class EntitySender:
         self._place = place
         self._limits = limits
         self._start = start
-        self._link: ServiceBusSender | None = self._new_link()
+        self._new_link()  # only to see that the client is for it
+        self._link: ServiceBusSender | None = None
         self._openers: list[asyncio.Future[Exception | None]] = []
         self._queue: deque[Entry] = deque()
         self._taken: Sequence[Entry] = ()
@@ -192,8 +196,7 @@ class EntitySender:
     async def _send_some(self) -> None:
         """Send as much as goes into one transfer."""
         try:
-            async with asyncio.timeout(self._limits.timeout):
-                batch = await self._new_batch()
+            batch = await self._new_batch()
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told, and the next get a new link
             self._taken = tuple(self._queue)
             self._queue.clear()
@@ -301,16 +304,15 @@ class EntitySender:
         return all_accepted
 
     async def _transfer(self, entries: Sequence[Entry], batch: ServiceBusMessageBatch | None) -> Exception | None:
-        deadline = max(entry.publishing.deadline for entry in entries)
-        content: ServiceBusMessage | ServiceBusMessageBatch = entries[0].content
         try:
-            async with asyncio.timeout_at(deadline):
-                if len(entries) > 1:
-                    content = batch or await self._batch_of(entries)
-                link = self._link = self._link or self._new_link()
-                # The client has a timeout of its own, which ends in better order; but it does not work in every case.
-                remaining = deadline - asyncio.get_running_loop().time()
-                await link.send_messages(content, timeout=max(remaining, 0.001))
+            content: ServiceBusMessage | ServiceBusMessageBatch = entries[0].content
+            if len(entries) > 1:
+                content = batch or await self._batch_of(entries)
+            link = self._link or await self._open_link()
+            latest = max(entry.publishing.deadline for entry in entries)
+            seconds = max(latest - asyncio.get_running_loop().time(), 0.001)
+            # The client's own timeout ends in better order, but does not work in every case.
+            await within(seconds, link.send_messages(content, timeout=seconds))
         except Exception as error:  # noqa: BLE001 - as in _send_some
             return error
         return None
@@ -329,12 +331,22 @@ class EntitySender:
                 entry.refuse(self._explain(error))
         link, self._link = self._link, None
         if link is not None:
-            self._start(close(link))  # takes up to a second, in which a new one can be opened
+            _ = self._start(close(link))  # takes up to a second, in which a new one can be opened
 
     async def _new_batch(self) -> ServiceBusMessageBatch:
-        """An empty one, as large as the service takes it; opens the link to find that out."""
-        link = self._link = self._link or self._new_link()
+        """An empty one, as large as the service takes it from this link."""
+        link = self._link or await self._open_link()
         return await link.create_message_batch()
+
+    async def _open_link(self) -> ServiceBusSender:
+        link = self._new_link()
+        try:
+            await within(self._limits.timeout, link.__aenter__())
+        except BaseException:
+            _ = self._start(close(link))
+            raise
+        self._link = link
+        return link
 
     def _new_link(self) -> ServiceBusSender:
         # For a topic as well: the two have one set of names, and are sent to in the same way.
@@ -347,10 +359,28 @@ class EntitySender:
 async def close(link: ServiceBusSender) -> None:
     """Close it, or give up in time."""
     try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await link.close()
+        await within(CLOSE_SECONDS, link.close())
     except Exception:
         _logger.debug("a sender of Service Bus did not close", exc_info=True)
+
+
+async def within(seconds: float, working: Coroutine[Any, Any, R]) -> R:
+    """What the client returns, or `TimeoutError`. On Python 3.11 it may overlook that it is cancelled, the first time.
+
+    It works in a task of its own, so that what it leaves behind goes with that: a task keeps its last cancellation.
+    """
+    task = asyncio.ensure_future(working)
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+    finally:
+        for _ in range(3):
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,), timeout=_CANCEL_SECONDS)
+    if not task.done() or task.cancelled():
+        raise TimeoutError
+    return task.result()
 
 
 def closed_error(place: str) -> Exception:

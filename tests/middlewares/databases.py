@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from pipeline_mediator.unit_of_work.sqlalchemy import prepare_sqlite
 
@@ -25,7 +25,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = create_async_engine(url)
+        # Before 2.0.38 SQLAlchemy has no pool for SQLite by itself, so that nobody could ask it what is checked out.
+        self.engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
         if self.is_sqlite:
             prepare_sqlite(self.engine)
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False)
