@@ -175,13 +175,13 @@ class _Call:
         if handler.form == "class" and handler.is_async and not handler.collects_events and not handler.takes_context:
             wanted = handler.target
 
-            async def resolve_class(context: Context) -> Any:
+            def resolve_class(context: Context) -> Awaitable[Any]:
                 unit = context.unit
                 scope = unit.scope or unit.open_scope()
-                made = scope.get(wanted)
                 if scope.is_async:
-                    made = await made
-                return await made.handle(context.message)
+                    return _handle_awaited(scope.get(wanted), context)
+                handling: Awaitable[Any] = scope.get(wanted).handle(context.message)
+                return handling
 
             return resolve_class
 
@@ -332,6 +332,10 @@ def _made_in_turn(factories: list[Callable[[], Any]]) -> Direct:
             await make().handle(message)
 
     return run
+
+
+async def _handle_awaited(made: Awaitable[Any], context: Context) -> Any:
+    return await (await made).handle(context.message)
 
 
 async def _awaited(terminal: Terminal, context: Context) -> None:
