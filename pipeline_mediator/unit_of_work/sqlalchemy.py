@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline_mediator.concurrency import finish
-from pipeline_mediator.errors import DatabaseNotPreparedError, MissingExtraError
+from pipeline_mediator.errors import ConfigurationError, DatabaseNotPreparedError, MissingExtraError
 
 try:
     from sqlalchemy import Engine, event
@@ -44,6 +44,15 @@ def prepare_sqlite(engine: AsyncEngine, *, busy_timeout: float = 5.0) -> AsyncEn
         engine = prepare_sqlite(create_async_engine("sqlite+aiosqlite:///shop.db"))
         sessions = async_sessionmaker(engine, expire_on_commit=False)
 
+    What only reads needs no lock, and should take none: a stream may last. An execution option says so for what is
+    begun through it, which may then read beside a writer, and must not write.
+
+        reading = async_sessionmaker(engine.execution_options(sqlite_begin="DEFERRED"))
+        Pipeline(
+            only((Query, StreamQuery), TransactionMiddleware(reading.begin)),
+            unless((Query, StreamQuery), TransactionMiddleware(sessions.begin)),
+        )
+
     Source: SQLAlchemy's documentation, "Serializable isolation / Savepoints / Transactional DDL" of the SQLite dialect.
     """
     sync_engine = engine.sync_engine
@@ -63,12 +72,15 @@ def prepare_sqlite(engine: AsyncEngine, *, busy_timeout: float = 5.0) -> AsyncEn
         cursor.close()
 
     event.listen(sync_engine, "connect", set_up)
-    event.listen(sync_engine, "begin", _begin_immediate)
+    event.listen(sync_engine, "begin", _begin)
     return engine
 
 
-def _begin_immediate(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: Any) -> None:
+    kind = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
+    if kind not in {"IMMEDIATE", "DEFERRED"}:
+        raise ConfigurationError(f'execution_options(sqlite_begin={kind!r}): it is "IMMEDIATE" or "DEFERRED"')
+    connection.exec_driver_sql(f"BEGIN {kind}")
 
 
 def check_engine_of(source: object) -> bool:
@@ -87,7 +99,7 @@ def check_engine_of(source: object) -> bool:
 
 def _is_prepared(engine: Engine) -> bool:
     # Asked of the listeners, not with event.contains: an engine.execution_options(...) has those of its origin.
-    return _begin_immediate in engine.dispatch.begin
+    return _begin in engine.dispatch.begin
 
 
 def _engine_of(source: object) -> Engine | None:

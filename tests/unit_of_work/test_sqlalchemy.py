@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidRequestError, Oper
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from pipeline_mediator.context import Context
-from pipeline_mediator.errors import DatabaseNotPreparedError
+from pipeline_mediator.errors import ConfigurationError, DatabaseNotPreparedError
 from pipeline_mediator.middlewares.transaction import TransactionMiddleware
 from pipeline_mediator.unit_of_work import check_engine_of, control_of, yielded_by
 from pipeline_mediator.unit_of_work.sqlalchemy import prepare_sqlite
@@ -66,6 +66,28 @@ async def test_a_transaction_holds_the_lock_from_its_begin(unprepared: AsyncEngi
         with pytest.raises(OperationalError, match="database is locked"):
             async with engine.begin():
                 pass
+
+
+async def test_what_only_reads_may_do_without_the_lock(unprepared: AsyncEngine) -> None:
+    engine = prepare_sqlite(unprepared, busy_timeout=0)
+    reading = engine.execution_options(sqlite_begin="DEFERRED")
+    assert check_engine_of(reading)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE placed (n int)"))
+    async with reading.begin() as reader:
+        assert (await reader.execute(text("SELECT count(*) FROM placed"))).scalar() == 0
+        async with engine.begin() as writer:
+            await writer.execute(text("INSERT INTO placed VALUES (1)"))
+        assert (await reader.execute(text("SELECT count(*) FROM placed"))).scalar() == 0
+    async with reading.begin() as reader:
+        assert (await reader.execute(text("SELECT count(*) FROM placed"))).scalar() == 1
+
+
+async def test_an_unknown_way_to_begin_is_refused(unprepared: AsyncEngine) -> None:
+    engine = prepare_sqlite(unprepared).execution_options(sqlite_begin="EXCLUSIVELY")
+    with pytest.raises(ConfigurationError, match="IMMEDIATE"):
+        async with engine.begin():
+            pass
 
 
 async def test_a_rollback_takes_even_a_new_table_back(unprepared: AsyncEngine) -> None:
