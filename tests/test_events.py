@@ -21,6 +21,7 @@ from pipeline_mediator import (
     EventMap,
     IntegrationEvent,
     Mediator,
+    Next,
     NotificationEvent,
     RequestMap,
 )
@@ -427,6 +428,25 @@ async def test_what_is_bound_for_delivery_only_is_not_run_at_emission() -> None:
 # -- fan-out -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fan_out", ["sequential", "collect", "concurrent"])
+@pytest.mark.parametrize("forms", [("class", "class"), ("class", "object"), ("object", "class"), ("class",)])
+async def test_all_handlers_of_a_bind_run_once(forms: tuple[str, ...], fan_out: Any) -> None:
+    log: list[str] = []
+
+    class First:
+        async def handle(self, event: OrderPlaced) -> None:
+            log.append("first")
+
+    class Second:
+        async def handle(self, event: OrderPlaced) -> None:
+            log.append("second")
+
+    handlers: list[Any] = [one if form == "class" else one() for one, form in zip((First, Second), forms, strict=False)]
+    await Mediator(event_map=EventMap().bind(OrderPlaced, *handlers, fan_out=fan_out)).emit(OrderPlaced())
+
+    assert sorted(log) == ["first", "second"][: len(forms)]
+
+
 async def test_sequential_handlers_stop_at_the_first_error() -> None:
     log: list[str] = []
 
@@ -660,6 +680,46 @@ async def test_what_a_handler_with_a_scope_of_its_own_sends_is_in_a_transaction_
     await mediator.send(PlaceOrder())
 
     assert database.log == ["begin", "begin", "commit", "commit"]
+
+
+async def test_handlers_behind_one_with_a_scope_of_its_own_are_in_the_transaction() -> None:
+    database = Database()
+
+    async def own(event: OrderPlaced, resource: Resource) -> None: ...
+
+    async def shared(event: OrderPlaced, session: Session) -> None:
+        await mediator.emit(StockRanLow())
+        session.rows.append(event)
+
+    events = EventMap().bind(OrderPlaced, own, scope_per_handler=True).bind(OrderPlaced, shared)
+    mediator = Mediator(
+        container=PlainContainer(Resource),
+        event_map=events.bind(StockRanLow, Keep),
+        middlewares=[TransactionMiddleware(database.begin)],
+    )
+    await mediator.emit(OrderPlaced())
+
+    assert database.log == ["begin", "commit"]
+    assert database.rows == [StockRanLow(), OrderPlaced()]
+
+
+async def test_a_handler_with_a_scope_of_its_own_has_the_headers_and_items_of_the_event() -> None:
+    seen: list[tuple[dict[str, str], dict[Any, Any], str]] = []
+
+    async def add(context: Context, call_next: Next) -> Any:
+        context.items["user"] = 1
+        seen.append((context.headers, context.items, context.message_id))
+        return await call_next(context)
+
+    async def hear(event: OrderPlaced, context: Context, resource: Resource) -> None:
+        seen.append((context.headers, context.items, context.message_id))
+
+    events = EventMap().bind(OrderPlaced, hear, scope_per_handler=True)
+    mediator = Mediator(container=PlainContainer(Resource), event_map=events, middlewares=[add])
+    await mediator.emit(OrderPlaced(), headers={"tenant": "acme"})
+
+    assert seen[0] == seen[1]
+    assert seen[0][:2] == ({"tenant": "acme"}, {"user": 1})
 
 
 async def test_handlers_without_a_scope_each_share_one() -> None:

@@ -251,14 +251,14 @@ async def test_an_event_that_would_be_lost_is_refused(event: Event) -> None:
     text = f"{type(event).__name__}: it has neither a handler nor a destination here, so it would be lost"
 
     async def place(command: PlaceOrder, context: Context) -> object:
-        context.emit(event)
-        return None
+        with pytest.raises(HandlerNotFoundError, match=text):
+            context.emit(event)
+        return "placed"
 
     mediator = Mediator(RequestMap().bind(PlaceOrder, place))
     with pytest.raises(HandlerNotFoundError, match=text):
         await mediator.emit(event)
-    with pytest.raises(HandlerNotFoundError, match=text):
-        await mediator.send(PlaceOrder())
+    assert await mediator.send(PlaceOrder()) == "placed"
 
 
 async def test_a_bare_event_needs_a_handler_or_a_destination() -> None:
@@ -1194,6 +1194,14 @@ def test_a_command_that_promises_a_result_cannot_be_remote_by_its_base_either() 
         Mediator(
             RequestMap().bind(Numbered, handle), middlewares=[PublishMiddleware(Broker(), {Command: "everything"})]
         )
+
+
+async def test_a_query_never_leaves_the_process() -> None:
+    broker = Broker()
+    mediator = Mediator(RequestMap().bind(CountOrders, count), middlewares=[PublishMiddleware(broker, lambda _: "all")])
+
+    assert await mediator.send(CountOrders(7)) == 7
+    assert broker.published == []
 
 
 async def test_a_refusal_of_the_broker_is_raised() -> None:

@@ -220,12 +220,11 @@ class AzureMessageBroker:
         for sender in self._senders.values():
             sender.end()
         self._senders.clear()
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + self._limits.timeout + CLOSE_SECONDS
         try:
-            async with asyncio.timeout(self._limits.timeout + CLOSE_SECONDS):
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
-        except TimeoutError:
-            pass
+            while self._tasks and loop.time() < latest:  # what fails meanwhile is closed by further tasks
+                await asyncio.wait(self._tasks, timeout=latest - loop.time())
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -7,7 +7,7 @@ it is kept, one task uses it, and those who wait for an answer may come and go.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pipeline_mediator.message_brokers.protocol import Outgoing
 
 __all__ = ["CLOSE_SECONDS", "EntitySender", "Entry", "Limits", "Publishing", "close", "closed_error", "within"]
-
-_logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -357,11 +355,9 @@ class EntitySender:
 
 
 async def close(link: ServiceBusSender) -> None:
-    """Close it, or give up in time."""
-    try:
+    """Close it, or give up in time; it is not needed any more."""
+    with contextlib.suppress(Exception):
         await within(CLOSE_SECONDS, link.close())
-    except Exception:
-        _logger.debug("a sender of Service Bus did not close", exc_info=True)
 
 
 async def within(seconds: float, working: Coroutine[Any, Any, R]) -> R:

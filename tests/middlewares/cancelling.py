@@ -115,7 +115,7 @@ def _counting(on_step: Callable[[], None]) -> Any:
         return await through(coroutine)
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> Any:
-        wrapped = counted(coroutine)
+        wrapped: Any = counted(coroutine)
         wrapped.__qualname__ = getattr(coroutine, "__qualname__", "")
         return asyncio.Task(wrapped, loop=loop, **options)
 

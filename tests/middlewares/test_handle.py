@@ -569,3 +569,31 @@ async def test_a_pipeline_of_the_users_may_end_in_it() -> None:
 
     assert await Mediator(RequestMap().bind(Join, join), middlewares=[look]).send(Join("a")) == "a"
     assert seen == ["Join"]
+
+
+async def test_handlers_that_need_nothing_run_in_turn_each_time_anew() -> None:
+    made: list[str] = []
+
+    class First:
+        def __init__(self) -> None:
+            made.append("first")
+
+        async def handle(self, event: Joined) -> None:
+            made.append(f"first handles {event.name}")
+
+    class Second:
+        def __init__(self) -> None:
+            made.append("second")
+
+        async def handle(self, event: Joined) -> None:
+            raise LookupError(event.name)
+
+    class Third:
+        async def handle(self, event: Joined) -> None:
+            made.append("third")
+
+    mediator = Mediator(event_map=EventMap().bind(Joined, First, Second, Third))
+    for name in ("a", "b"):
+        with pytest.raises(LookupError, match=name):
+            await mediator.emit(Joined(name))
+    assert made == ["first", "first handles a", "second", "first", "first handles b", "second"]

@@ -168,7 +168,7 @@ async def test_a_cancellation_during_the_commit_is_raised_after_it(postgres_data
     with Proxy(url.port) as proxy:
         through = Database(url.set(port=proxy.port).render_as_string(hide_password=False))
         shop = Shop(through, "session")
-        commit = proxy.when(b"COMMIT", "hold")
+        commit = proxy.when(b"COMMIT;", "hold")
         task = asyncio.ensure_future(shop.mediator.send(Place()))
         await commit.was_answered()
         for _ in range(3):

@@ -315,7 +315,7 @@ async def proxied(postgres_database: str) -> AsyncGenerator[Any]:
 
 async def test_a_timeout_shorter_than_the_answer_to_commit_has_no_effect(proxied: Any) -> None:
     remote = proxied(retry(), TimeoutMiddleware(0.2))
-    commit = remote.proxy.when(b"COMMIT", "hold")
+    commit = remote.proxy.when(b"COMMIT;", "hold")
     task = asyncio.ensure_future(remote.mediator.send(Place()))
     await commit.was_answered()
     await asyncio.sleep(0.3)  # past the timeout
@@ -328,7 +328,7 @@ async def test_a_timeout_shorter_than_the_answer_to_commit_has_no_effect(proxied
 
 async def test_an_answer_to_commit_that_takes_too_long_leaves_the_outcome_unknown(proxied: Any) -> None:
     remote = proxied(retry(), seconds=0.2)
-    commit = remote.proxy.when(b"COMMIT", "hold")
+    commit = remote.proxy.when(b"COMMIT;", "hold")
     with pytest.raises(CommitOutcomeUnknownError, match="the outcome of the commit of Place is unknown"):
         await remote.mediator.send(Place())
     assert commit.passed.is_set()
@@ -342,7 +342,7 @@ async def test_a_connection_that_dies_at_commit_leaves_the_outcome_unknown(
     proxied: Any, action: Any, rows: list[int]
 ) -> None:
     remote = proxied(retry())
-    remote.proxy.when(b"COMMIT", action)
+    remote.proxy.when(b"COMMIT;", action)
     with pytest.raises(CommitOutcomeUnknownError) as caught:
         await remote.mediator.send(Place())
     assert caught.value.__cause__ is not None
@@ -352,7 +352,7 @@ async def test_a_connection_that_dies_at_commit_leaves_the_outcome_unknown(
 
 async def test_a_policy_that_names_the_unknown_outcome_tries_again(proxied: Any) -> None:
     remote = proxied(RetryMiddleware(3, on=(CommitOutcomeUnknownError, ConnectionError), wait=AT_ONCE))
-    remote.proxy.when(b"COMMIT", "cut")
+    remote.proxy.when(b"COMMIT;", "cut")
     assert await remote.mediator.send(Place()) == 1
     assert remote.attempts == 2
     assert await remote.database.rows() == [1]
@@ -361,7 +361,7 @@ async def test_a_policy_that_names_the_unknown_outcome_tries_again(proxied: Any)
 @pytest.mark.parametrize("on", [Exception, MediatorError])
 async def test_a_policy_that_names_only_a_base_of_it_does_not(proxied: Any, on: type[Exception]) -> None:
     remote = proxied(RetryMiddleware(3, on=on, wait=AT_ONCE))
-    remote.proxy.when(b"COMMIT", "cut reply")
+    remote.proxy.when(b"COMMIT;", "cut reply")
     with pytest.raises(CommitOutcomeUnknownError):
         await remote.mediator.send(Place())
     assert await remote.database.rows() == [1]
