@@ -672,7 +672,9 @@ async def test_a_link_that_is_in_use_is_kept_whatever_their_number(peer: AmqpPee
         assert await broker.publish([outgoing(1, to="payments")]) == [None]
         held.release()
         assert await publishing == [None]
-    assert (orders.bodies, payments.bodies) == (bodies(0), bodies(1))
+        assert await broker.publish([outgoing(2)]) == [None]
+        assert peer.opened == 2 + 1  # one to look whether the namespace is there
+    assert (orders.bodies, payments.bodies) == (bodies(0, 2), bodies(1))
 
 
 async def test_a_broker_that_was_not_entered_connects_when_it_is_used(peer: AmqpPeer, orders: Entity) -> None:
@@ -683,16 +685,16 @@ async def test_a_broker_that_was_not_entered_connects_when_it_is_used(peer: Amqp
         pass
 
 
-async def test_a_user_who_cannot_enter_takes_nothing_from_the_one_who_is_in(
-    broker: AzureMessageBroker, orders: Entity, peer: AmqpPeer
-) -> None:
-    orders.closed_with = "com.microsoft:entity-disabled"
-    peer.cut()
-    assert kinds(await broker.publish([outgoing(0)])) == [BrokerUnavailableError]
-    with pytest.raises(BrokerUnavailableError):
-        await broker.__aenter__()
-    orders.closed_with = None
-    assert await broker.publish([outgoing(1)]) == [None]
+async def test_a_user_who_cannot_enter_takes_nothing_from_the_one_who_is_in(peer: AmqpPeer, orders: Entity) -> None:
+    payments = peer.entity("payments")
+    async with AzureMessageBroker(peer.connection_string, entities=("orders", "payments")) as broker:
+        payments.closed_with = "com.microsoft:entity-disabled"
+        peer.detach(payments)
+        assert kinds(await broker.publish([outgoing(0, to="payments")])) == [BrokerUnavailableError]
+        with pytest.raises(BrokerUnavailableError, match="'payments'"):
+            await broker.__aenter__()
+        assert orders.links
+        assert await broker.publish([outgoing(1)]) == [None]
 
 
 def test_its_features_say_what_service_bus_is() -> None:
