@@ -355,14 +355,24 @@ def test_ctrl_c_stops_it_without_a_trace(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline_mediator", "demo", "--orders", "100000", "--database", url]
 
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts what it runs in the background deaf to Ctrl-C, and the deafness is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no thread of ours runs yet
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Sending"):
-                break
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("Sending"):
+                    break
+            process.send_signal(signal.SIGINT)
+            _, complaint = process.communicate(timeout=30)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert complaint == "python -m pipeline_mediator: stopped\n"
