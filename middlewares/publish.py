@@ -62,11 +62,6 @@ class PublishMiddleware:
         self.message_types: tuple[type, ...] = tuple(self._by_type or ())
         self.resources = (broker,)
 
-    @property
-    def summary(self) -> str:
-        """The broker."""
-        return name_of(self._broker).removesuffix(" object")
-
     def destination_for(self, message_type: type) -> str | None:
         """Where it sends messages of this type; None for those that it lets pass."""
         if self._by_type is None:

@@ -225,7 +225,7 @@ class Context:
         attempt has ended.
         """
         if self._mediator is not None:
-            self._mediator.routes.of_event(type(event))
+            self._mediator.check_event(event)
         self.unit.queue(event, key, self)
 
     async def send(self, request: Request[R], /) -> R:
@@ -305,6 +305,10 @@ class Context:
     ) -> None:
         """Give the message an identity that it already has; called before the chain is walked."""
         self._facts = _Facts(message_id, correlation_id, causation_id, key)
+
+    def is_same_message(self, other: Context) -> bool:
+        """Whether both are of one message: the same context, or one that was made from the other by `replace`."""
+        return self is other or (self._facts is not None and self._facts is other._facts)
 
     def _derive(self, message: Any) -> Context:
         new = Context(message, self.route, self._mediator, self.parent)

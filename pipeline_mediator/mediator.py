@@ -100,10 +100,9 @@ class Mediator:
         self._open: AsyncExitStack | None = None
         if event_emitter is not None:
             event_emitter.mediator = self
+        self.routes.compile_all()
         self.requests.freeze()
         self.events.freeze()
-        for message_type in self.routes.message_types():
-            self.routes.all_of(message_type)
 
     # -- sending and emitting ------------------------------------------------------------------------------------------
 
@@ -251,6 +250,11 @@ class Mediator:
             raise
         self._prepared = True
 
+    def check_event(self, event: Event) -> None:
+        """Raise what `emit` raises for something that is no event, or that nobody takes."""
+        _refuse_unless(Event, event, "emit")
+        self.routes.of_event(type(event))
+
     def _destination_for(self, message_type: type) -> str | None:
         return self.routes.destination_for(message_type)
 
@@ -381,9 +385,11 @@ class Mediator:
             )
         if chain.publishes and unit.resource is not None:
             return self._put_off(chain, message, parent, given)
-        if chain.publishes or chain.unit_of_work not in {None, unit.unit_of_work}:
+        if chain.publishes or chain.unit_of_work not in (None, unit.unit_of_work):
             return await self._walker(chain)(message, self._root(chain, message, given, parent))
         context = Context(message, chain.route, self, parent)
+        # At once, not when first asked for: what its handler sends through the mediator joins by it.
+        context.begun_unit = unit
         if given is not _NOTHING:
             context.identify(correlation_id=given.correlation_id, key=given.key)
             context.headers.update(given.headers or {})

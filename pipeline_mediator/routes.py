@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline_mediator.context import Route
-from pipeline_mediator.errors import HandlerNotFoundError
+from pipeline_mediator.errors import HandlerNotFoundError, OrderError
 from pipeline_mediator.events import DomainEvent, ECSTEvent, Event, IntegrationEvent, NotificationEvent
 from pipeline_mediator.pipeline import Chain, compile_chain, destination_of
 from pipeline_mediator.requests import Command, Query, Request, StreamQuery
@@ -52,6 +52,19 @@ class Routes:
         """Every type that is bound or has a destination of its own, requests first."""
         mapped = [one for middleware in self._middlewares for one in getattr(middleware, "message_types", ())]
         return [one for one in dict.fromkeys((*self._requests, *self._events, *mapped)) if one not in _KINDS]
+
+    def compile_all(self) -> None:
+        """Compile the chains of every type that is bound; one `OrderError` lists what is wrong with any of them."""
+        found: dict[str, str] = {}
+        for message_type in self.message_types():
+            try:
+                self.all_of(message_type)
+            except OrderError as error:
+                # Named for the first chain that has it: most stand in every chain.
+                for violation in error.violations:
+                    found.setdefault(violation.partition(": ")[2], violation)
+        if found:
+            raise OrderError(list(found.values()))
 
     def destination_for(self, message_type: type) -> str | None:
         """Where the pipeline publishes messages of this type; None for those that stay in the process."""

@@ -69,6 +69,10 @@ class Stream(Generic[T_co]):
         except anyio.EndOfStream:
             self._raise_error()
             raise StopAsyncIteration from None
+        except anyio.ClosedResourceError:
+            raise ConfigurationError(
+                "this stream has been left; read its items inside `async with mediator.stream(query) as items:`"
+            ) from None
         return item
 
     async def __aexit__(

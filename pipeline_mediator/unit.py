@@ -56,7 +56,7 @@ class Hook(NamedTuple):
     """What to call after the commit, and the message that asked for it."""
 
     call: Callable[[], Awaitable[object] | None]
-    context: Context | None
+    context: Context
 
 
 class Unit:
@@ -192,7 +192,7 @@ class Unit:
             root: object = self.root.message
             raise TransactionDoomedError(message_type, type(root), error)
 
-    def add_hook(self, hook: Callable[[], Awaitable[object] | None], context: Context | None = None) -> None:
+    def add_hook(self, hook: Callable[[], Awaitable[object] | None], context: Context) -> None:
         """Take a hook to call after the commit; `context` is the message that asks for it."""
         if not self.open:
             raise TransactionFinishedError(
@@ -344,7 +344,7 @@ async def _awaited(awaitable: Awaitable[object]) -> None:
 
 def _descends(context: Context | None, ancestor: Context) -> bool:
     while context is not None:
-        if context is ancestor:
+        if context.is_same_message(ancestor):
             return True
         context = context.parent
     return False

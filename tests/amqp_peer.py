@@ -41,9 +41,8 @@ detach         not stored; the link is detached by force, the connection stays
 
 _SECONDS: Final = 15.0
 _CREDIT: Final = 100
-_PROPERTIES: Final = 0x73
+_SECTIONS: Final = range(0x70, 0x79)
 _DATA: Final = 0x75
-_FOOTER: Final = 0x78
 
 
 class Fault:
@@ -139,6 +138,8 @@ class AmqpPeer:
         """Connections that clients have made so far."""
         self.connections: set[Any] = set()
         """Those that are open."""
+        self.abandoned = 0
+        """Those that clients left without a word of AMQP."""
         self.unknown: Literal["token", "attach"] = "token"
         """When a sender learns that there is no such entity: with its token, as from the cloud, or on attaching."""
         self.token_status = 202
@@ -198,8 +199,10 @@ class AmqpPeer:
         done = threading.Event()
 
         def act() -> None:
-            action()
-            done.set()
+            try:
+                action()
+            finally:
+                done.set()
 
         self._post(act)
         if not done.wait(_SECONDS):
@@ -231,7 +234,7 @@ class AmqpPeer:
         self._container.start()
         self._listen()
         self._started.set()
-        while self._container.process() and (self._running or self.connections):
+        while self._container.process() and self._running:
             pass
 
     def _listen(self) -> None:
@@ -260,7 +263,9 @@ class AmqpPeer:
 
     def _forget(self, transport: Any) -> None:
         connection = transport.connection
-        self.connections.discard(connection)
+        if connection in self.connections:
+            self.abandoned += not connection.state & self._proton.Endpoint.REMOTE_CLOSED
+            self.connections.remove(connection)
         self._cbs.pop(connection, None)
         for entity in self.entities.values():
             entity.links = {link for link in entity.links if link.connection != connection}
@@ -271,6 +276,7 @@ class AmqpPeer:
         link.close()
 
     def _drop(self, connection: Any) -> None:
+        self.connections.discard(connection)
         if transport := connection.transport:
             transport.close_tail()
             transport.close_head()
@@ -419,7 +425,7 @@ def _messages(transfer: bytes) -> list[Any]:
 
 
 def _is_message(part: bytes) -> bool:
-    return len(part) > 2 and part[:2] == b"\x00\x53" and part[2] in range(0x70, _FOOTER + 1)
+    return len(part) > 2 and part[:2] == b"\x00\x53" and part[2] in _SECTIONS
 
 
 def _entity_of(address: str) -> str:

@@ -624,6 +624,35 @@ def test_what_needs_a_transaction_is_told_that_a_published_message_has_none() ->
     mediator_of(stack)
 
 
+def test_only_what_needs_a_transaction_in_a_published_message_is_told_so() -> None:
+    text = "needs a {} middleware around it: it writes. Add one before it."
+    stacks: list[tuple[str, list[Middleware]]] = [("lock", [PublishMiddleware(Broker())]), ("transaction", [])]
+    for role, stack in stacks:
+        audit = Audit("audit", Inside(role, "it writes", required=True))
+        with pytest.raises(OrderError) as raised:
+            mediator_of([audit, *stack])
+        assert all(one.endswith(text.format(role)) for one in raised.value.violations)
+
+
+class Stores(Roled):
+    """As an outbox does: in the transaction."""
+
+
+def test_what_is_stored_in_the_transaction_has_one_and_does_not_publish() -> None:
+    database = Database()
+    direct: list[Middleware] = [TransactionMiddleware(database.begin), PublishMiddleware(Broker(), {Shipped: "orders"})]
+    stored: list[Middleware] = [direct[0], Stores("outbox"), direct[1]]
+
+    (_, sent, *_), (_, kept, *_) = (mediator_of(stack).routes.all_of(Shipped) for stack in (direct, stored))
+
+    assert [link.name for link in sent.links] == ["PublishMiddleware"]
+    assert sent.publishes
+    assert sent.unit_of_work is None
+    assert [link.name for link in kept.links] == ["TransactionMiddleware", "Stores", "PublishMiddleware"]
+    assert not kept.publishes
+    assert kept.unit_of_work == database.begin
+
+
 # -- only and unless ---------------------------------------------------------------------------------------------------
 
 
@@ -850,6 +879,20 @@ async def test_a_pipeline_may_be_called_as_a_middleware() -> None:
 
     assert await mediator_of([around, Recorder("4", log)]).send(Add()) == 2
     assert log == expected([1, 2, 4])
+
+
+async def test_a_pipeline_that_is_called_knows_the_route() -> None:
+    log: list[str] = []
+    inner = Pipeline(only(Recorder("event", log), when=lambda route: route.kind == "event"))
+
+    async def around(context: Context, call_next: Next) -> Any:
+        return await inner(context, call_next)
+
+    mediator = mediator_of([around])
+    await mediator.send(Add())
+    assert log == []
+    await mediator.emit(Added())
+    assert log == ["> event", "< event"]
 
 
 async def test_a_pipeline_may_be_called_in_a_unit_test() -> None:

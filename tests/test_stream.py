@@ -301,16 +301,45 @@ async def test_an_iterator_that_is_no_generator_needs_no_closing() -> None:
 
 
 async def test_a_stream_may_be_cancelled_from_outside() -> None:
-    handler, mediator = counting()
+    closed: list[str] = []
+
+    async def count(query: Count) -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await anyio.lowlevel.checkpoint()
+            closed.append("after waiting")
 
     with anyio.fail_after(5), anyio.CancelScope() as scope:
-        async with mediator.stream(Count(5)) as items:
+        async with Mediator(RequestMap().bind(Count, count)).stream(Count(5)) as items:
             await anext(items)
             scope.cancel()
             await anyio.sleep_forever()
 
     assert scope.cancelled_caught
-    assert handler.log[-1] == "closed"
+    assert closed == ["after waiting"]
+
+
+async def test_a_generator_is_closed_though_a_timeout_has_cut_it_off() -> None:
+    closed: list[str] = []
+
+    async def count(query: Count) -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await anyio.lowlevel.checkpoint()
+            closed.append("after waiting")
+
+    mediator = Mediator(RequestMap().bind(Count, count), middlewares=[TimeoutMiddleware(0.01)])
+    async with mediator.stream(Count()) as items:
+        assert await anext(items) == 1
+        with anyio.fail_after(5):
+            while not closed:  # noqa: ASYNC110 - the timeout is what is waited for
+                await anyio.sleep(0.001)
+        with pytest.raises(TimeoutError):
+            await anext(items)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

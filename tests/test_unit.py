@@ -116,6 +116,17 @@ async def test_a_failing_clean_up_is_logged(how: str, caplog: pytest.LogCaptureF
     assert notes == ["scope clean-up failed"]
 
 
+async def test_a_clean_up_that_fails_without_awaiting_is_logged_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Scope):
+        def close(self, error: BaseException | None, /) -> Any:
+            raise RuntimeError("cannot close")
+
+    unit = unit_of()
+    unit.scope = Broken([])
+    await unit.end()
+    assert "scope clean-up failed for Place; its outcome stands" in caplog.text
+
+
 async def test_a_clean_up_that_hangs_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -68,9 +68,10 @@ class AzureMessageBroker:
     `max_senders` idle ones are kept.
 
     `timeout` is for opening a link and for a call of `publish`, in seconds like all times; after it every message
-    without an answer is a `BrokerUnavailableError`, although the service may have it. A message that no batch holds
-    (256 KiB in the Standard tier, 1 MiB in Premium) is a `MessageTooLargeError`, unless `max_message_size`, in bytes,
-    allows it, for Premium's large messages. asyncio only. azure-servicebus >= 7.15.
+    without an answer is a `BrokerUnavailableError`, although the service may have it. Leaving waits for what is on its
+    way. A message that no batch holds (256 KiB in the Standard tier, 1 MiB in Premium) is a `MessageTooLargeError`,
+    unless `max_message_size`, in bytes, allows it, for Premium's large messages. asyncio only. Needs azure-servicebus
+    7.15.
 
     Entering opens the links to `entities`, and to the one that a connection string may name, and raises
     `BrokerUnavailableError` or `BrokerRefusedError` (no such entity, wrong credentials). Without any it finds out
@@ -126,15 +127,9 @@ class AzureMessageBroker:
         if self._closed:
             return [closed_error(self._namespace) for _ in batch]
         publishing = Publishing(len(batch), self._limits.timeout)
-        for index, message in enumerate(batch):
-            try:
-                content = _content(message)
-                self._sender(message.destination).put(Entry(publishing, index, message, content))
-            except ValueError as error:
-                # The client's: an id or a key that is too long, or an entity that this client is not for.
-                problem = f"message {message.message_id} cannot go to {message.destination!r}: {error}"
-                publishing.refuse(index, message, BrokerRefusedError(problem))
         try:
+            for index, message in enumerate(batch):
+                self._put(publishing, index, message)
             if batch:
                 async with asyncio.timeout_at(publishing.deadline):
                     await publishing.done
@@ -142,7 +137,18 @@ class AzureMessageBroker:
             for index, message in enumerate(batch):
                 late = explain(error, self._place(message.destination), self._limits.timeout)
                 publishing.answers.setdefault(index, late)
+        finally:
+            publishing.done.cancel()  # nobody waits any longer
         return [publishing.answers[index] for index in range(len(batch))]
+
+    def _put(self, publishing: Publishing, index: int, message: Outgoing) -> None:
+        try:
+            content = _content(message)
+            self._sender(message.destination).put(Entry(publishing, index, message, content))
+        except ValueError as error:
+            # The client's: an id or a key that is too long, or an entity that this client is not for.
+            problem = f"message {message.message_id} cannot go to {message.destination!r}: {error}"
+            publishing.refuse(index, message, BrokerRefusedError(problem))
 
     def _sender(self, entity: str) -> EntitySender:
         sender = self._senders.pop(entity, None)

@@ -29,8 +29,8 @@ _NOT_TAKEN: Final = frozenset(
 _UNAVAILABLE: Final[dict[type[Exception], str]] = {
     exceptions.MessagingEntityDisabledError: "{place} is disabled. Enable it for sending.",
     exceptions.OperationTimeoutError: (
-        "{place} did not answer within {timeout:g} s, and may have the message all the same. Look whether the service "
-        "hangs, is overloaded, or sits behind a firewall that drops packets."
+        "{place} did not answer within {timeout:g} s; what was on its way may have arrived all the same. Look whether "
+        "the service hangs, is overloaded, or sits behind a firewall that drops packets."
     ),
     exceptions.ServiceBusAuthenticationError: (
         "{place} did not get to look at the credentials ({error}). Look whether the service is well."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from azure.servicebus import ServiceBusMessage, ServiceBusMessageBatch
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from pipeline_mediator.errors import BrokerUnavailableError, MessageTooLargeError
+from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, MessageTooLargeError
 from pipeline_mediator.message_brokers.azure_errors import concerns_content, explain
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSE_SECONDS", "EntitySender", "Entry", "Limits", "Publishing", "close", "closed_error", "within"]
 
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 CLOSE_SECONDS: Final = 5.0
 _CANCEL_SECONDS: Final = 1.0
@@ -226,12 +226,12 @@ class EntitySender:
             elif entries and self._shared == "by none":
                 passed_over.append(entry)
                 break
-            elif self._add(batch, entry):
+            elif self._fits(batch, entry):
                 entries.append(entry)
-            elif entries:
+            elif entries and entry.wanted:
                 passed_over.append(entry)
                 break
-            elif self._goes_alone(batch, entry):
+            elif entry.wanted and self._goes_alone(batch, entry):
                 entries.append(entry)
                 break
         self._queue.extendleft(reversed(passed_over))
@@ -254,10 +254,15 @@ class EntitySender:
             return False
         return True
 
-    def _add(self, batch: ServiceBusMessageBatch, entry: Entry) -> bool:
+    def _fits(self, batch: ServiceBusMessageBatch, entry: Entry) -> bool:
+        """Whether it is in the batch now; what no batch could carry is refused."""
         try:
             batch.add_message(entry.content)
         except MessageSizeExceededError:
+            return False
+        except Exception as error:  # noqa: BLE001 - one message must not end the task that others rely on
+            problem = f"message {entry.message.message_id} cannot be written in AMQP ({type(error).__name__}: {error})"
+            entry.refuse(BrokerRefusedError(problem))
             return False
         return True
 
@@ -338,11 +343,7 @@ class EntitySender:
 
     async def _open_link(self) -> ServiceBusSender:
         link = self._new_link()
-        try:
-            await within(self._limits.timeout, link.__aenter__())
-        except BaseException:
-            _ = self._start(close(link))
-            raise
+        await within(self._limits.timeout, link.__aenter__())
         self._link = link
         return link
 
@@ -360,7 +361,7 @@ async def close(link: ServiceBusSender) -> None:
         await within(CLOSE_SECONDS, link.close())
 
 
-async def within(seconds: float, working: Coroutine[Any, Any, R]) -> R:
+async def within(seconds: float, working: Coroutine[Any, Any, _R]) -> _R:
     """What the client returns, or `TimeoutError`. On Python 3.11 it may overlook that it is cancelled, the first time.
 
     It works in a task of its own, so that what it leaves behind goes with that: a task keeps its last cancellation.

@@ -245,8 +245,10 @@ async def test_an_unreachable_namespace_is_an_error_at_the_start_that_names_it(e
 @pytest.mark.parametrize("entities", [(), ("orders",)])
 async def test_a_namespace_that_hangs_is_an_error_at_the_start_after_the_timeout(peer: AmqpPeer, entities: Any) -> None:
     peer.pause()
+    tasks = asyncio.all_tasks()
     with pytest.raises(BrokerUnavailableError, match=r"did not answer within 0\.2 s"):
         await AzureMessageBroker(peer.connection_string, entities=entities, timeout=0.2).__aenter__()
+    assert asyncio.all_tasks() == tasks
 
 
 async def test_a_service_that_cannot_look_at_credentials_has_not_refused_them(peer: AmqpPeer, orders: Entity) -> None:
@@ -386,6 +388,17 @@ async def test_an_entity_that_is_disabled_is_no_reason_to_give_up(
     assert "Enable it" in str(answer)
 
 
+async def test_those_who_wait_for_a_link_share_the_error(peer: AmqpPeer, orders: Entity) -> None:
+    orders.closed_with = "com.microsoft:entity-disabled"
+    broker = AzureMessageBroker(peer.connection_string)
+    answers = await asyncio.gather(*[broker.publish([outgoing(number)]) for number in range(10)])
+    assert kinds([answer for (answer,) in answers]) == [BrokerUnavailableError] * 10
+    assert peer.opened == 2  # the client tries twice
+    orders.closed_with = None
+    async with broker:
+        assert await broker.publish([outgoing(0)]) == [None]
+
+
 async def test_rights_that_were_taken_away_are_refused(
     broker: AzureMessageBroker, orders: Entity, peer: AmqpPeer
 ) -> None:
@@ -429,6 +442,9 @@ async def test_no_transfer_is_waited_for_beyond_the_timeout(peer: AmqpPeer, orde
         assert isinstance(answer, BrokerUnavailableError)
         assert "did not answer within 1.5 s" in str(answer)
         assert await broker.publish([outgoing(1)]) == [None]
+        # The link that was given up is closed, and in order.
+        await until(lambda: len(peer.connections) == 1)
+        assert peer.abandoned == 0
     assert orders.bodies == bodies(1)
 
 
@@ -526,6 +542,25 @@ async def test_texts_that_are_too_long_for_service_bus_are_refused(broker: Azure
     assert kinds(answers) == [BrokerRefusedError, type(None), BrokerRefusedError, BrokerUnavailableError]
     assert "session_id cannot be longer than 128" in str(answers[0])
     assert orders.bodies == bodies(1)
+
+
+async def test_a_message_that_amqp_cannot_carry_is_refused_by_itself(
+    broker: AzureMessageBroker, orders: Entity
+) -> None:
+    headers: Any = {"type": object()}
+    odd = Outgoing("orders", b"", "text/plain", "odd", "n", headers=headers)
+    answers = await broker.publish([odd, outgoing(1), odd, outgoing(2)])
+    assert kinds(answers) == [BrokerRefusedError, type(None)] * 2
+    assert "message odd cannot be written in AMQP" in str(answers[0])
+    assert orders.bodies == bodies(1, 2)
+
+
+async def test_what_is_no_message_sends_nothing_of_its_batch(broker: AzureMessageBroker, orders: Entity) -> None:
+    wrong: Any = outgoing(1)
+    with pytest.raises(TypeError):
+        await broker.publish([outgoing(0), Outgoing("orders", wrong, "text/plain", "1", "n")])
+    assert await broker.publish([outgoing(2)]) == [None]
+    assert orders.bodies == bodies(2)
 
 
 @pytest.mark.parametrize(("action", "condition"), [("ignore", ""), ("reject", "amqp:resource-limit-exceeded")])

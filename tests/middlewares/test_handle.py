@@ -41,6 +41,11 @@ class Join(Command[object]):
 
 
 @dataclass(frozen=True)
+class Leave(Command[object]):
+    pass
+
+
+@dataclass(frozen=True)
 class Listed(StreamQuery[int]):
     limit: int = 2
 
@@ -386,6 +391,27 @@ class Silent:
     async def handle(self, event: Joined) -> None: ...
 
 
+class JoinInSession:
+    def __init__(self, session: Session) -> None: ...
+
+    async def handle(self, command: Join, context: Context) -> object:
+        await context.send(Leave())
+        context.emit(Joined(command.name))
+        return None
+
+
+class LeaveInSession:
+    def __init__(self, session: Session) -> None: ...
+
+    async def handle(self, command: Leave) -> object: ...
+
+
+class HearInSession:
+    def __init__(self, session: Session) -> None: ...
+
+    async def handle(self, event: Joined) -> None: ...
+
+
 async def test_one_scope_is_opened_for_a_message_and_all_that_joins_it() -> None:
     opened: list[dict[type, object]] = []
 
@@ -394,17 +420,13 @@ async def test_one_scope_is_opened_for_a_message_and_all_that_joins_it() -> None
             opened.append(dict(seeds))
             return super().open(seeds)
 
-    async def join(command: Join, context: Context, session: Session) -> object:
-        context.emit(Joined(command.name))
-        return None
-
     async def hear(event: Joined, session: Session) -> None: ...
 
     database = Database()
     mediator = Mediator(
-        RequestMap().bind(Join, join),
+        RequestMap().bind(Join, JoinInSession).bind(Leave, LeaveInSession),
         Counting(),
-        event_map=EventMap().bind(Joined, hear),
+        event_map=EventMap().bind(Joined, hear, HearInSession),
         middlewares=[TransactionMiddleware(database.begin)],
     )
     await mediator.send(Join())

@@ -208,6 +208,23 @@ async def test_a_field_that_has_no_form_on_the_wire_is_named_and_nothing_is_publ
     assert broker.attempts == 0
 
 
+async def test_a_middleware_may_call_it_by_itself() -> None:
+    """Such as one that chooses between two brokers for each message."""
+    broker = RecordingBroker()
+    publish = PublishMiddleware(broker, {Placed: "orders"})
+
+    async def choose(context: Context, call_next: Any) -> Any:
+        return await publish(context, call_next)
+
+    async def handle(command: Place) -> int:
+        return 7
+
+    mediator = mediator_of({Place: handle}, choose, PublishMiddleware(RecordingBroker()))
+    await mediator.emit(Placed())
+    assert broker.names == ["Placed"]
+    assert await mediator.send(Place()) == 7
+
+
 async def test_the_mediator_connects_a_broker_once_however_often_it_stands_in_the_stack() -> None:
     entered: list[str] = []
 

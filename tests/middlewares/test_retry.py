@@ -11,7 +11,7 @@ import pytest
 import tenacity
 from anyio.lowlevel import checkpoint
 
-from pipeline_mediator.context import Context
+from pipeline_mediator.context import Context, Route
 from pipeline_mediator.errors import (
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -318,6 +318,7 @@ async def test_one_attempt_stands_in_no_chain() -> None:
 async def test_stop_after_attempt() -> None:
     errors = [ConnectionError() for _ in range(9)]
     mediator, handler = failing(*errors, attempts=None, stop=tenacity.stop_after_attempt(4))
+    assert "until its stop strategy says so" in mediator.describe()
     with pytest.raises(ConnectionError):
         await mediator.send(Place())
     assert handler.attempts == 4
@@ -381,7 +382,10 @@ async def test_wait_strategies_see_the_error(monkeypatch: pytest.MonkeyPatch) ->
     class BusyError(Exception):
         retry_after = 7.0
 
-    wait = tenacity.wait_exception(lambda error: getattr(error, "retry_after", 0.0))
+    def wait(state: tenacity.RetryCallState) -> float:
+        assert state.outcome is not None
+        return getattr(state.outcome.exception(), "retry_after", 0.0)
+
     handler = Failing(BusyError(), ExceptionGroup("of one", [BusyError()]), ConnectionError())
     mediator = mediator_of({Place: handler}, RetryMiddleware(5, wait=wait))
     await mediator.send(Place())
@@ -468,6 +472,11 @@ async def test_a_root_without_a_transaction_joins_and_repeats_like_one_with() ->
     mediator = mediator_of({Place: place, Reserve: reserve}, retry())
     assert await mediator.send(Place()) == 2
     assert log == ["place 1", "reserve", "place 2", "reserve"]
+
+
+def test_it_does_not_stand_in_the_chains_of_the_relay() -> None:
+    """Which comes back to what failed by a back-off of its own."""
+    assert RetryMiddleware(3).for_route(Route(Place, "request", "relay")) is None
 
 
 class Count(StreamQuery[int]):

@@ -12,7 +12,7 @@ import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
-from pipeline_mediator.context import Context
+from pipeline_mediator.context import Context, Route
 from pipeline_mediator.errors import ConfigurationError, OrderError
 from pipeline_mediator.middlewares.retry import RetryMiddleware
 from pipeline_mediator.middlewares.timeout import TimeoutMiddleware
@@ -188,6 +188,26 @@ def test_a_limit_that_means_nothing_is_refused(seconds: Any) -> None:
 def test_an_order_that_means_something_else_is_refused(middlewares: Any, problem: str) -> None:
     with pytest.raises(OrderError, match=problem):
         mediator_of({Place: Hanging()}, *middlewares)
+
+
+async def test_a_middleware_may_call_it_by_itself() -> None:
+    limit = TimeoutMiddleware({Place: SHORT})
+
+    async def choose(context: Context, call_next: Any) -> Any:
+        return await limit(context, call_next)
+
+    async def reserve(command: Reserve) -> int:
+        return command.n
+
+    mediator = mediator_of({Place: Hanging(), Reserve: reserve}, choose)
+    with pytest.raises(TimeoutError, match="Place took longer"):
+        await mediator.send(Place())
+    assert await mediator.send(Reserve()) == 2
+
+
+def test_it_does_not_stand_in_the_chains_of_the_relay() -> None:
+    """Which has limits of its own, for a whole batch."""
+    assert TimeoutMiddleware(1).for_route(Route(Place, "request", "relay")) is None
 
 
 class Blocking:

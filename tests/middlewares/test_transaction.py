@@ -39,6 +39,9 @@ from tests.middlewares.shop import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+LIMIT = 0.2
+"""Seconds after which something that hangs is given up."""
+
 DESTINATIONS = {Placed: "orders", Shipped: "shipping"}
 
 
@@ -304,15 +307,15 @@ async def test_a_broker_that_hangs_holds_the_caller_up_for_a_limited_time() -> N
     mediator = mediator_of(
         {Place: place_with_hook, Reserved: reserved},
         TransactionMiddleware(
-            memory.begin, seconds=0.05, on_lost_event=lambda event, error: lost.append(f"{event}: {error}")
+            memory.begin, seconds=LIMIT, on_lost_event=lambda event, error: lost.append(f"{event}: {error}")
         ),
         PublishMiddleware(broker, DESTINATIONS),
     )
     assert await mediator.send(Place()) == 1
     assert memory.rows == [1, 3]
     assert lost == [
-        "Shipped(n=1): not published within 0.05 s after the commit",
-        "Placed(n=1): not published within 0.05 s after the commit",
+        "Shipped(n=1): not published within 0.2 s after the commit",
+        "Placed(n=1): not published within 0.2 s after the commit",
     ]
     assert hooks == [1], "a broker that hangs is not the hooks' fault"
 
@@ -402,9 +405,9 @@ async def test_hooks_that_hang_are_given_up(caplog: pytest.LogCaptureFixture) ->
         context.after_commit(lambda: None)
         return 1
 
-    mediator = mediator_of({Place: place_with_hooks}, TransactionMiddleware(Memory().begin, seconds=0.02))
+    mediator = mediator_of({Place: place_with_hooks}, TransactionMiddleware(Memory().begin, seconds=LIMIT))
     assert await mediator.send(Place()) == 1
-    assert "2 after-commit hooks of Place had not ended after 0.02 s" in caplog.text
+    assert "2 after-commit hooks of Place had not ended after 0.2 s" in caplog.text
 
 
 async def test_a_failing_scope_clean_up_does_not_change_the_outcome(caplog: pytest.LogCaptureFixture) -> None:
@@ -446,6 +449,19 @@ async def test_a_unit_of_work_may_be_a_function_of_the_context() -> None:
     assert tenants["umbrella"].rows == [5]
 
 
+async def test_a_unit_of_work_whose_signature_cannot_be_read_is_called_with_nothing() -> None:
+    class Callable:
+        __signature__ = "none"
+
+        def __call__(self) -> Any:
+            return memory.begin()
+
+    memory = Memory()
+    mediator = mediator_of({Place: place_only}, TransactionMiddleware(Callable(), yields=MemorySession))
+    await mediator.send(Place())
+    assert memory.rows == [1]
+
+
 async def test_a_unit_of_work_may_be_a_class_of_ones_own() -> None:
     log: list[str] = []
 
@@ -484,7 +500,7 @@ async def test_a_commit_that_does_not_answer_in_time_has_an_unknown_outcome() ->
         attempts.append(1)
         return 1
 
-    mediator = mediator_of({Place: handle}, RetryMiddleware(3), TransactionMiddleware(hanging, seconds=0.02))
+    mediator = mediator_of({Place: handle}, RetryMiddleware(3), TransactionMiddleware(hanging, seconds=LIMIT))
     with pytest.raises(CommitOutcomeUnknownError, match="no answer to COMMIT came back") as caught:
         await mediator.send(Place())
     assert isinstance(caught.value.__cause__, TimeoutError)
@@ -506,6 +522,21 @@ async def test_a_failing_rollback_is_logged_and_the_first_error_is_raised(caplog
     assert NOTES == [("closing the transaction failed", {"error": "RuntimeError"})]
 
 
+async def test_a_unit_of_work_may_raise_the_error_again_itself(caplog: pytest.LogCaptureFixture) -> None:
+    class Strict:
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+            if error is not None:
+                raise error
+
+    mediator = mediator_of({Place: fail}, TransactionMiddleware(Strict))
+    with pytest.raises(ValueError, match="no"):
+        await mediator.send(Place())
+    assert caplog.text == ""
+
+
 async def test_a_rollback_that_hangs_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     @asynccontextmanager
     async def hanging() -> AsyncGenerator[MemorySession]:
@@ -514,7 +545,7 @@ async def test_a_rollback_that_hangs_is_given_up(caplog: pytest.LogCaptureFixtur
         finally:
             await anyio.sleep_forever()
 
-    mediator = mediator_of({Place: fail}, TransactionMiddleware(hanging, seconds=0.02))
+    mediator = mediator_of({Place: fail}, TransactionMiddleware(hanging, seconds=LIMIT))
     with pytest.raises(ValueError, match="no"):
         await mediator.send(Place())
     assert "closing the transaction of Place failed" in caplog.text

@@ -129,6 +129,13 @@ async def test_a_prepared_one_is_taken_and_so_is_what_derives_from_it(unprepared
         TransactionMiddleware(unit_of_work)
 
 
+async def test_what_is_bound_to_a_connection_is_judged_by_its_engine(unprepared: AsyncEngine) -> None:
+    async with unprepared.connect() as connection:
+        for unit_of_work in (connection.begin, async_sessionmaker(connection).begin, AsyncSession(connection).begin):
+            with pytest.raises(DatabaseNotPreparedError):
+                TransactionMiddleware(unit_of_work)
+
+
 async def test_other_databases_are_taken_as_they_are() -> None:
     for unit_of_work in begins_of(create_async_engine("postgresql+asyncpg://localhost/none")):
         TransactionMiddleware(unit_of_work)
@@ -306,10 +313,10 @@ async def test_an_error_of_the_driver_itself_means_that_no_answer_came(database:
         assert control.outcome_unknown(InternalClientError())
 
 
-async def test_twenty_at_once_each_add_one(database: Database) -> None:
-    """The same on a connection, without a session: 20, because BEGIN IMMEDIATE makes each wait for the one before."""
-    if not database.is_sqlite:
-        pytest.skip("PostgreSQL needs a lock for that, which a handler takes")
+async def test_twenty_at_once_each_add_one(tmp_path: Path) -> None:
+    """On a connection, without a session: 20, because BEGIN IMMEDIATE makes each wait for the one before."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    await database.create()
     async with database.other_connection() as connection:
         await put(connection, 0)
 
@@ -322,3 +329,4 @@ async def test_twenty_at_once_each_add_one(database: Database) -> None:
     mediator = mediator_of({Place: count}, TransactionMiddleware(database.engine.begin))
     await asyncio.gather(*(mediator.send(Place()) for _ in range(20)))
     assert await database.rows() == [20]
+    await database.close()
