@@ -266,7 +266,6 @@ class _Running:
 
         if self._left:
             return
-        self._left = True
         try:
             with anyio.fail_after(self._seconds):
                 if error is None:
