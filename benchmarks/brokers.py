@@ -1,0 +1,170 @@
+"""Publishing by this library beside the bare client: 100 messages of 1 KiB at a time, the two taking turns.
+
+    python -m benchmarks.brokers [--rounds 15]
+
+Redis is a server of its own, Service Bus the AMQP peer of the tests, in a process of its own; what is not installed is
+left out. The figures say what this library adds to the clients on this machine, not how fast a network or a cloud is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import redis.asyncio
+from azure.servicebus import ServiceBusMessage
+from azure.servicebus.aio import ServiceBusClient
+
+from pipeline_mediator.message_brokers import AzureMessageBroker, MessageBroker, Outgoing, RedisMessageBroker
+from tests.amqp_peer import AmqpPeer
+from tests.servers import MissingServerError, RedisServer
+
+SIZE = 100
+LOOPS = 10
+ATTRIBUTES = {
+    "specversion": "1.0",
+    "id": "0192f7a0-0000-7000-8000-000000000000",
+    "source": "shop",
+    "type": "orders.placed",
+    "time": "2026-11-22T12:00:00+00:00",
+    "correlationid": "0192f7a0-0000-7000-8000-000000000001",
+}
+BATCH = [
+    Outgoing("orders", b"x" * 1024, "application/json", f"id-{number}", "orders.placed", None, ATTRIBUTES)
+    for number in range(SIZE)
+]
+
+Publish = Callable[[], Awaitable[object]]
+
+
+@dataclass
+class Comparison:
+    """Messages per second of each, round by round."""
+
+    name: str
+    bare: list[float] = field(default_factory=list[float])
+    ours: list[float] = field(default_factory=list[float])
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / bare for bare, ours in zip(self.bare, self.ours, strict=True)]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name:<20} bare client {median(self.bare):>9,.0f}/s   ours {median(self.ours):>9,.0f}/s   "
+            f"{median(self.ratios):.2f}× ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
+        )
+
+
+async def compare(name: str, bare: Publish, ours: Publish, rounds: int) -> Comparison:
+    comparison = Comparison(name)
+    for _ in range(2):  # not counted: connections are opened
+        await rate(bare)
+        await rate(ours)
+    for number in range(rounds):
+        turns = [(bare, comparison.bare), (ours, comparison.ours)]
+        for publish, rates in turns if number % 2 else reversed(turns):
+            rates.append(await rate(publish))
+    return comparison
+
+
+async def rate(publish: Publish) -> float:
+    began = perf_counter()
+    for _ in range(LOOPS):
+        await publish()
+    return LOOPS * SIZE / (perf_counter() - began)
+
+
+def by(broker: MessageBroker) -> Publish:
+    async def publish() -> None:
+        if any(answers := await broker.publish(BATCH)):
+            raise RuntimeError(f"not everything was published: {answers}")
+
+    return publish
+
+
+async def compare_redis(rounds: int) -> Comparison:
+    # Any: redis-py's annotations are partial, and not the same in any two versions.
+    client_class: Any = redis.asyncio.Redis
+    with RedisServer() as server:
+        # As the broker sets it up: without a timer for every answer.
+        fastest = client_class.from_url(server.url, protocol=2, socket_timeout=None)
+        async with fastest as client, RedisMessageBroker(server.url) as broker:
+
+            async def publish() -> None:
+                pipeline = client.pipeline(transaction=False)
+                for message in BATCH:
+                    pipeline.publish(message.destination, message.body)
+                await pipeline.execute()
+
+            return await compare("Redis, PUBLISH", publish, by(broker), rounds)
+
+
+async def compare_service_bus(rounds: int) -> Comparison:
+    async with (
+        service_bus() as address,
+        ServiceBusClient.from_connection_string(address) as client,
+        client.get_queue_sender("orders") as sender,
+        AzureMessageBroker(address) as broker,
+    ):
+
+        async def publish() -> None:
+            await sender.send_messages([bare_message(message) for message in BATCH], timeout=30)
+
+        return await compare("Azure Service Bus", publish, by(broker), rounds)
+
+
+def bare_message(message: Outgoing) -> ServiceBusMessage:
+    properties: dict[str | bytes, Any] = {f"cloudEvents_{name}": value for name, value in message.headers.items()}
+    return ServiceBusMessage(
+        message.body,
+        message_id=message.message_id,
+        subject=message.name,
+        correlation_id=message.headers["correlationid"],
+        content_type=message.content_type,
+        application_properties=properties,
+    )
+
+
+@asynccontextmanager
+async def service_bus() -> AsyncGenerator[str]:
+    AmqpPeer()  # raises here, not in the other process, if it cannot be made
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(there,))
+    process.start()
+    try:
+        yield await asyncio.to_thread(here.recv)
+    finally:
+        here.send("that was all")
+        await asyncio.to_thread(process.join)
+
+
+def serve(pipe: Connection[str, str]) -> None:
+    with AmqpPeer() as peer:
+        peer.entity("orders")
+        pipe.send(peer.connection_string)
+        pipe.recv()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds: int = parser.parse_args().rounds
+    for running in (compare_redis, compare_service_bus):
+        try:
+            print(asyncio.run(running(rounds)))
+        except MissingServerError as error:
+            print(f"left out: {error}")
+
+
+if __name__ == "__main__":
+    main()
