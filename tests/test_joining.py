@@ -25,11 +25,6 @@ from pipeline_mediator.pipeline import Inside
 from tests.fakes import Database, Recorder, Session
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: Any) -> Any:
-    return request.param
-
-
 @dataclass(frozen=True)
 class Outer(Command[object]):
     number: int = 1

@@ -99,7 +99,7 @@ def _invalid(random: Random, reference: str) -> Visit:
         ]
     )
     body = json.dumps(order | mistake).encode()
-    return Visit(body if random.random() < 0.9 else body[:-5])  # noqa: PLR2004
+    return Visit(body if random.random() < 0.9 else body[:-5])  # noqa: PLR2004 - one in ten is cut short
 
 
 _KINDS: dict[Callable[[Random, str], Visit], int] = {
