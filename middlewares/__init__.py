@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "HandleMiddleware",
+    "InboxMiddleware",
     "LoggingMiddleware",
     "MetricsMiddleware",
+    "OutboxMiddleware",
     "PublishMiddleware",
     "RetryMiddleware",
     "TimeoutMiddleware",
@@ -16,8 +18,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pipeline_mediator.middlewares.handle import HandleMiddleware
+    from pipeline_mediator.middlewares.inbox import InboxMiddleware
     from pipeline_mediator.middlewares.logging import LoggingMiddleware
     from pipeline_mediator.middlewares.metrics import MetricsMiddleware
+    from pipeline_mediator.middlewares.outbox import OutboxMiddleware
     from pipeline_mediator.middlewares.publish import PublishMiddleware
     from pipeline_mediator.middlewares.retry import RetryMiddleware
     from pipeline_mediator.middlewares.timeout import TimeoutMiddleware
@@ -31,8 +35,10 @@ else:
         __name__,
         {
             "handle": ("HandleMiddleware",),
+            "inbox": ("InboxMiddleware",),
             "logging": ("LoggingMiddleware",),
             "metrics": ("MetricsMiddleware",),
+            "outbox": ("OutboxMiddleware",),
             "publish": ("PublishMiddleware",),
             "retry": ("RetryMiddleware",),
             "timeout": ("TimeoutMiddleware",),

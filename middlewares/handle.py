@@ -176,7 +176,7 @@ class _Call:
             wanted = handler.target
 
             def resolve_class(context: Context) -> Awaitable[Any]:
-                unit = context.unit
+                unit = context.begun_unit or context.unit
                 scope = unit.scope or unit.open_scope()
                 if scope.is_async:
                     return _handle_awaited(scope.get(wanted), context)

@@ -82,7 +82,8 @@ class _Logged:
     def __init__(self, settings: LoggingMiddleware, route: Route) -> None:
         self._settings = settings
         self._logger = settings.logger
-        self._level = settings.level
+        # A relay publishes many batches a second.
+        self._level = min(settings.level, logging.DEBUG) if route.origin == "relay" else settings.level
         self._slow = None if route.kind == "stream" else settings.slow
         self._type = route.message_type.__name__
         self._name = self._type

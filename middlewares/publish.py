@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from pipeline_mediator.codec import Facts
 from pipeline_mediator.errors import DestinationError, name_of
 from pipeline_mediator.events import DomainEvent, Event, IntegrationEvent
 from pipeline_mediator.message_brokers.protocol import Outgoing
 from pipeline_mediator.messages import key_of, message_name
+from pipeline_mediator.outbox.protocol import Published
 from pipeline_mediator.pipeline import Inside
 from pipeline_mediator.requests import Command, promised_result
+from pipeline_mediator.telemetry import error_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pipeline_mediator.context import Context, Route
     from pipeline_mediator.message_brokers.protocol import MessageBroker
+    from pipeline_mediator.outbox.protocol import Relayed, StoredRow
     from pipeline_mediator.pipeline import Chain, Next
 
 __all__ = ["PublishMiddleware"]
@@ -68,10 +72,12 @@ class PublishMiddleware:
             return self._by_function(message_type)
         return next((self._by_type[base] for base in message_type.__mro__ if base in self._by_type), None)
 
-    def for_route(self, route: Route) -> _Publish | None:
-        """Stands where a message of this type leaves the process."""
+    def for_route(self, route: Route) -> _Publish | _PublishStored | None:
+        """Stands where a message of this type leaves the process; in the relay's chains, where a batch of them does."""
         if route.origin == "broker" or route.destination is None:
             return None
+        if route.origin == "relay":
+            return _PublishStored(self._broker, route.destination)
         destination = self.destination_for(route.message_type)
         if destination is None:
             return None
@@ -100,8 +106,7 @@ class _Publish:
                 "emitted inside a transaction it is published after the commit, at most once: a crash in between loses "
                 "it. An OutboxMiddleware before the PublishMiddleware stores it in the transaction."
             )
-        if not self._broker.features.durable:
-            yield f"{self.summary} keeps nothing: a message that nobody listens for is gone."
+        yield from _warnings_about(self._broker, self.summary)
 
     async def __call__(self, context: Context, call_next: Next) -> None:
         message = context.message
@@ -126,6 +131,100 @@ class _Publish:
         (refusal,) = await self._broker.publish((outgoing,))
         if refusal is not None:
             raise refusal
+
+
+class _PublishStored:
+    """The terminal of the relay's chain for one destination: what the outbox kept goes to the broker as it was stored.
+
+    Of the messages of one key none is sent after one that was refused, whatever the broker promises.
+    """
+
+    ends_chain: ClassVar[bool] = True
+
+    def __init__(self, broker: MessageBroker, destination: str) -> None:
+        self._broker = broker
+        self._features = broker.features
+        self.summary = f"{name_of(broker).removesuffix(' object')} → {destination}"
+
+    def warnings_for(self, _chain: Chain) -> Iterable[str]:
+        return _warnings_about(self._broker, self.summary)
+
+    async def __call__(self, context: Context, call_next: Next) -> Published:
+        batch: Relayed = context.message
+        context.note("publish", system=self._features.system, count=len(batch))
+        accepted: list[int] = []
+        refused: list[tuple[int, Exception]] = []
+        refused_keys: set[str] = set()
+        rest: Sequence[StoredRow] = batch
+        while rest and monotonic() < batch.deadline:
+            rows, rest = self._next_call(rest, refused_keys)
+            for row, error in zip(rows, await self._publish(rows), strict=True):
+                if error is None:
+                    accepted.append(row.id)
+                    continue
+                refused.append((row.id, error))
+                if row.message.key is not None:
+                    refused_keys.add(row.message.key)
+        if refused:
+            context.note("refused", count=len(refused), error=error_type(refused[0][1]))
+        return Published(accepted, refused)
+
+    async def _publish(self, rows: Sequence[StoredRow]) -> Sequence[Exception | None]:
+        try:
+            return await self._broker.publish([self._outgoing(row) for row in rows]) if rows else ()
+        except Exception as error:  # noqa: BLE001 - a broker that raises where it should answer: nothing is known
+            return [error for _ in rows]
+
+    def _next_call(
+        self, rows: Sequence[StoredRow], refused_keys: set[str]
+    ) -> tuple[Sequence[StoredRow], Sequence[StoredRow]]:
+        """What to hand to the broker at once, and the rest."""
+        if self._features.ordered_by_key and not refused_keys:
+            return rows[:MAX_PER_CALL], rows[MAX_PER_CALL:]
+        once_a_key = not self._features.ordered_by_key
+        called: list[StoredRow] = []
+        rest: list[StoredRow] = []
+        keys = set(refused_keys)
+        for row in rows:
+            key = row.message.key
+            if key in refused_keys:
+                continue
+            if len(called) == MAX_PER_CALL or key in keys:
+                rest.append(row)
+                continue
+            called.append(row)
+            if once_a_key and key is not None:
+                keys.add(key)
+        return called, rest
+
+    def _outgoing(self, row: StoredRow) -> Outgoing:
+        message = row.message
+        # Compared as text by whoever wants to know the order, so all are of one length: an id has at most 19 digits.
+        headers: Mapping[str, str] = {**message.headers, "sequence": f"{row.id:019d}"}
+        body, content_type = message.body, message.content_type
+        if not self._features.headers:
+            from pipeline_mediator.cloudevents import structured
+
+            body, content_type = structured(body, content_type, headers)
+            headers = {}
+        return Outgoing(
+            destination=message.destination,
+            body=body,
+            content_type=content_type,
+            message_id=message.message_id,
+            name=message.name,
+            key=message.key,
+            headers=headers,
+        )
+
+
+MAX_PER_CALL: Final = 250
+"""Messages per call of the broker: between two calls the relay's deadline is looked at."""
+
+
+def _warnings_about(broker: MessageBroker, summary: str) -> Iterable[str]:
+    if not broker.features.durable:
+        yield f"{summary} keeps nothing: a message that nobody listens for is gone."
 
 
 def _to_its_wire_name(message_type: type) -> str | None:

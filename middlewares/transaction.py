@@ -17,7 +17,7 @@ from pipeline_mediator.errors import (
 )
 from pipeline_mediator.pipeline import Once
 from pipeline_mediator.unit import CLOSE_SECONDS, attempt
-from pipeline_mediator.unit_of_work import check_engine_of, control_of, yielded_by
+from pipeline_mediator.unit_of_work import callers_transaction, check_engine_of, control_of, yielded_by
 
 if TYPE_CHECKING:
     from pipeline_mediator.context import Context
@@ -111,9 +111,7 @@ class TransactionMiddleware:
             return await call_next(context)
         unit = context.unit
         if unit.external:
-            if self._savepoints:
-                unit.savepoint = _savepoint_of(unit.resource, control_of(unit.resource))
-            return await attempt(context, call_next)
+            return await self._walk_in_callers(context, call_next)
         manager = self._begin(context)
         resource = await manager.__aenter__()
         running = _Running(context, manager, control_of(resource), self._seconds)
@@ -132,6 +130,16 @@ class TransactionMiddleware:
         if lost and self._raise_publish_error:
             raise CommittedButNotPublishedError(result, lost)
         return result
+
+    async def _walk_in_callers(self, context: Context, call_next: Next) -> Any:
+        """Walk the rest of the chain in a transaction that the caller commits."""
+        unit = context.unit
+        callers = callers_transaction(unit.resource)
+        if callers is not None:
+            await callers.take(unit)
+        if self._savepoints:
+            unit.savepoint = _savepoint_of(unit.resource, None if callers is None else callers.control)
+        return await attempt(context, call_next)
 
     async def _report_lost(self, event: Event, error: Exception) -> None:
         logger.error(
@@ -168,15 +176,18 @@ class _Running:
         """Seconds after which an end that ignores its own limits is given up: more than all of them together."""
 
     def begin(self, resource: Any, unit_of_work: object, *, savepoints: bool) -> None:
+        place = None
         if self._control is not None:
-            self._control.watch_commit()
+            self._control.watch(self._unit.before_commit)
+            place = self._control.place
         savepoint = _savepoint_of(resource, self._control) if savepoints else None
-        self._unit.begin(resource, unit_of_work, savepoint)
+        self._unit.begin(resource, unit_of_work, savepoint, place)
 
     async def flush(self) -> None:
         """Write what is still in memory while a timeout or a cancellation may still interrupt it."""
         if self._control is not None:
             await self._control.flush()
+        await self._unit.write_staged()
 
     async def roll_back(self, error: BaseException) -> None:
         """Give everything back; what this raises itself is logged, because `error` is what happened first."""

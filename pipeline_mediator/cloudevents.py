@@ -27,6 +27,7 @@ __all__ = [
     "headers_of",
     "new_event",
     "read_event",
+    "structured",
     "write_event",
 ]
 
@@ -117,6 +118,15 @@ def write_event(event: CloudEvent, *, binary: bool) -> tuple[bytes, str, dict[st
         if value is not None:
             attributes[name] = value.isoformat() if name == "time" else str(value)
     return bytes(event.data), _JSON, attributes
+
+
+def structured(body: bytes, content_type: str, attributes: Mapping[str, str]) -> tuple[bytes, str]:
+    """Body and content type of the structured form of an event that was written in binary mode.
+
+    The payload is not looked into. Raises `DecodeError` for attributes that are none.
+    """
+    body, content_type, _ = write_event(_read_binary(body, content_type, attributes), binary=False)
+    return body, content_type
 
 
 def read_event(body: bytes, content_type: str | None, headers: Mapping[str, str]) -> CloudEvent:

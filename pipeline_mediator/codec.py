@@ -121,6 +121,14 @@ class Codec:
                     "name or version with @message(...)."
                 )
 
+    def find(self, name: str, version: int) -> type | None:
+        """The type of this name, in this version or else in the newest that is known; None for an unknown name."""
+        exact = self._types.get((name, version))
+        if exact is not None:
+            return exact
+        versions = [known for known_name, known in self._types if known_name == name]
+        return self._types[name, max(versions)] if versions else None
+
     def upcaster(self, name: str, version: int, /) -> Callable[[U], U]:
         """Register a function that turns the payload of an older version into that of the next one.
 
@@ -160,7 +168,7 @@ class Codec:
         message_type = type(message)
         name = message_name(message_type)
         if self._types.get((name.name, name.version)) is not message_type:
-            raise self._unknown(name.name, name.version)
+            raise self.unknown(name.name, name.version)
         event = cloudevents.new_event(
             message_type,
             self._form(message_type).encode(message),
@@ -223,7 +231,7 @@ class Codec:
         newer = [known for known_name, known in self._types if known_name == name and known > reached]
         if newer:
             return MissingUpcasterError(name, version, reached, min(newer))
-        return self._unknown(name, version)
+        return self.unknown(name, version)
 
     def _form(self, message_type: type) -> PayloadForm:
         form = self._forms.get(message_type)
@@ -246,7 +254,8 @@ class Codec:
         if size > self._max_size:
             raise MessageTooLargeError(name, size, self._max_size)
 
-    def _unknown(self, name: str, version: int) -> UnknownMessageError:
+    def unknown(self, name: str, version: int) -> UnknownMessageError:
+        """The error for a wire name that no type has, with those that come near."""
         near = get_close_matches(name[:100], {known for known, _ in self._types}, 3)
         known = sorted(key for key in self._types if key[0] in near)
         return UnknownMessageError(name[:100], version, [f"{name!r} in version {version}" for name, version in known])

@@ -1,10 +1,11 @@
-"""The only lines that know which event loop runs: whose task this is, and finishing what must not be cut off."""
+"""The only lines that know which event loop runs: whose task this is, how to reach it, what must not be cut off."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-__all__ = ["Beside", "current_task", "finish"]
+__all__ = ["Beside", "current_task", "finish", "from_any_thread", "is_cancelled"]
 
 T = TypeVar("T")
 
@@ -31,6 +32,34 @@ def current_task() -> object:
         return None if trio is None else trio.lowlevel.current_task()
     except RuntimeError:
         return None
+
+
+def is_cancelled() -> bool:
+    """Whether the running task was told to end; asked about a cancellation that it has just caught.
+
+    On asyncio one may come from nobody: a client that cancels what it waits for lets the error escape.
+    """
+    if _asyncio_loop() is None:
+        return True
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def from_any_thread(call: Callable[[], object]) -> Callable[[], None]:
+    """A function for whatever thread that has `call` called soon in the event loop that runs now; not once it ended."""
+    loop = _asyncio_loop()
+    if loop is not None:
+        soon: Callable[[Callable[[], object]], object] = loop.call_soon_threadsafe
+    else:
+        trio: Any = sys.modules["trio"]
+        soon = trio.lowlevel.current_trio_token().run_sync_soon
+
+    def hand_over() -> None:
+        # Both loops raise one when they have ended.
+        with suppress(RuntimeError):
+            soon(call)
+
+    return hand_over
 
 
 async def finish(step: Coroutine[Any, Any, T], *, seconds: float) -> T:

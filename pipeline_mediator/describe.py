@@ -21,7 +21,8 @@ def describe(mediator: Mediator, message_type: type | None, form: Literal["text"
     if message_type is not None and not isinstance(message_type, type):
         raise ConfigurationError(f"describe() takes a message type, not a message: {type(message_type).__name__}")
     types = mediator.routes.message_types() if message_type is None else [message_type]
-    chains = [chain for one in types for chain in mediator.routes.all_of(one)]
+    # Each once: what a relay publishes walks one chain per destination, whatever its type.
+    chains = list({id(chain): chain for one in types for chain in mediator.routes.all_of(one)}.values())
     if form == "text":
         return "\n\n".join(_text(chain) for chain in chains)
     if form == "json":

@@ -10,6 +10,7 @@ MediatorError
 │   ├── ResolutionError                dependencies that the container cannot provide
 │   ├── DestinationError               a message type mapped to a broker that cannot go there
 │   ├── DatabaseNotPreparedError
+│   ├── SchemaError                    a table that is missing, or not what this version needs
 │   └── MissingExtraError              also an ImportError
 ├── HandlerNotFoundError               nobody handles this message
 ├── PermanentError                     trying again cannot help
@@ -26,6 +27,9 @@ MediatorError
 │   ├── TransactionDoomedError
 │   ├── CommitOutcomeUnknownError
 │   └── CommittedButNotPublishedError
+├── OutboxError
+│   ├── OutboxFullError                more messages wait than `max_pending` allows
+│   └── LeaseLostError                 what a relay had taken is another's by now
 └── BrokerError
     ├── BrokerUnavailableError
     └── BrokerRefusedError             wrong credentials, no rights: trying again cannot help
@@ -58,13 +62,17 @@ __all__ = [
     "HandlerNotFoundError",
     "HandlerSignatureError",
     "InvalidMessageError",
+    "LeaseLostError",
     "MediatorError",
     "MessageTooLargeError",
     "MissingExtraError",
     "MissingUpcasterError",
     "OrderError",
+    "OutboxError",
+    "OutboxFullError",
     "PermanentError",
     "ResolutionError",
+    "SchemaError",
     "TransactionDoomedError",
     "TransactionError",
     "TransactionFinishedError",
@@ -166,6 +174,19 @@ class DestinationError(ConfigurationError):
 
 class DatabaseNotPreparedError(ConfigurationError):
     """A database engine that would lose updates as it is configured."""
+
+
+class SchemaError(ConfigurationError):
+    """The table of an outbox or an inbox is not there, or is not what this version needs."""
+
+    def __init__(self, table: str, differences: Sequence[str], fix: str) -> None:
+        super().__init__(table, differences, fix)
+        self.table = table
+        self.differences = tuple(differences)
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"table {self.table}: {'; '.join(self.differences)}. {self.fix}"
 
 
 class MissingExtraError(ConfigurationError, ImportError):
@@ -364,6 +385,30 @@ class CommittedButNotPublishedError(TransactionError):
             f"the transaction committed, but {len(self.events)} of its events did not reach the broker: {names}. Do "
             "not send the request again; publish the events. An outbox stores them in the transaction instead."
         )
+
+
+class OutboxError(MediatorError):
+    """The outbox could not do what was asked."""
+
+
+class OutboxFullError(OutboxError):
+    """More messages would wait than the outbox's `max_pending` allows; the transaction is rolled back."""
+
+    def __init__(self, pending: int, added: int, max_pending: int) -> None:
+        super().__init__(pending, added, max_pending)
+        self.pending = pending
+        self.added = added
+        self.max_pending = max_pending
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pending} messages wait in the outbox, {self.added} more would exceed max_pending={self.max_pending}"
+            ". Is a relay running, and does its broker answer?"
+        )
+
+
+class LeaseLostError(OutboxError):
+    """What a relay had taken is another's by now: it hung, or its connection died. Nothing was settled."""
 
 
 class BrokerError(MediatorError):

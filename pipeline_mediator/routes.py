@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline_mediator.chain import Chain, compile_chain, destination_of
 from pipeline_mediator.context import Route
-from pipeline_mediator.errors import HandlerNotFoundError, OrderError
+from pipeline_mediator.errors import DestinationError, HandlerNotFoundError, OrderError
 from pipeline_mediator.events import DomainEvent, ECSTEvent, Event, IntegrationEvent, NotificationEvent
-from pipeline_mediator.pipeline import Chain, compile_chain, destination_of
+from pipeline_mediator.outbox.protocol import Relayed
 from pipeline_mediator.requests import Command, Query, Request, StreamQuery
 from pipeline_mediator.unit import attempt
 
@@ -47,6 +48,7 @@ class Routes:
         self._on_wire = on_wire
         self._of_request: dict[type, Chain] = {}
         self._of_event: dict[type, tuple[Chain, ...]] = {}
+        self._of_relay: dict[tuple[int, str], Chain] = {}
 
     def message_types(self) -> list[type]:
         """Every type that is bound or has a destination of its own, requests first."""
@@ -98,13 +100,37 @@ class Routes:
         return chains
 
     def all_of(self, message_type: type) -> tuple[Chain, ...]:
-        """Every chain that such a message may walk: sent or emitted here, and as it comes back from a broker."""
+        """Every chain that such a message may walk: sent or emitted here, published by a relay, and coming back."""
         delivered = self._delivered(message_type)
         if not _is_any(message_type, Event):
-            return (self.of_request(message_type), *delivered)
-        # An event that this process only consumes has no chain of emission; that is no mistake.
-        emitted = self._emission(message_type) if delivered else self.of_event(message_type)
-        return (*emitted, *delivered)
+            entered: tuple[Chain, ...] = (self.of_request(message_type),)
+        elif delivered:
+            # An event that this process only consumes has no chain of emission; that is no mistake.
+            entered = self._emission(message_type)
+        else:
+            entered = self.of_event(message_type)
+        stored = [chain.route.destination for chain in entered if chain.has("outbox")]
+        return (*entered, *(self.relayed(message_type, one) for one in stored if one is not None), *delivered)
+
+    def relayed(self, message_type: type | None, destination: str) -> Chain:
+        """The chain by which a relay publishes stored messages: the same for all that go to one place of one broker.
+
+        `message_type` is None for a type that this process does not know; its messages are published as they were
+        stored if there is one Publish middleware only. Raises `DestinationError` where it cannot be told who publishes.
+        """
+        publishers = [one for one in self._middlewares if hasattr(one, "destination_for")]
+        claiming = publishers
+        if message_type is not None:
+            claiming = [one for one in publishers if destination_of(message_type, (one,)) is not None][:1]
+        if len(claiming) != 1:
+            raise DestinationError(_nobody_publishes(message_type, destination, len(publishers)))
+        publisher = claiming[0]
+        chain = self._of_relay.get((id(publisher), destination))
+        if chain is None:
+            middlewares = [one for one in self._middlewares if one is publisher or one not in publishers]
+            chain = compile_chain(Route(Relayed, "event", "relay", destination), middlewares, attempt)
+            self._of_relay[id(publisher), destination] = chain
+        return chain
 
     def _emission(self, event_type: type) -> tuple[Chain, ...]:
         destination = self.destination_for(event_type)
@@ -127,6 +153,18 @@ class Routes:
         if route.destination is not None or route.origin == "broker":
             self._on_wire(route.message_type)
         return compile_chain(route, self._middlewares, attempt)
+
+
+def _nobody_publishes(message_type: type | None, destination: str, publishers: int) -> str:
+    if message_type is None:
+        return (
+            f"a message for {destination!r} is of a type that is not known here, so it cannot be told which of "
+            f"{publishers} Publish middlewares sends it. Name the type in Codec(...), or in a destination mapping."
+        )
+    return (
+        f"{message_type.__name__} was stored for {destination!r}, but no Publish middleware has a destination for it "
+        "any more. Give it one until the outbox is empty of it."
+    )
 
 
 def _is_any(message_type: type, *kinds: type) -> bool:

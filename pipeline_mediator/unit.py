@@ -14,6 +14,7 @@ from pipeline_mediator.errors import (
     TransactionError,
     TransactionFinishedError,
 )
+from pipeline_mediator.staged import Staged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline_mediator.container import Scope
     from pipeline_mediator.context import Context, Given
     from pipeline_mediator.events import Event
+    from pipeline_mediator.outbox.protocol import OutboxStore, StoredMessage
     from pipeline_mediator.pipeline import Chain, Next
+    from pipeline_mediator.unit_of_work import CallersTransaction
 
 __all__ = ["ENDED", "Hook", "PutOff", "QueuedEvent", "Unit", "attempt", "seed_types"]
 
@@ -59,6 +62,17 @@ class Hook(NamedTuple):
     context: Context
 
 
+class _Queues:
+    """What waits in one attempt; made when first looked at, because in most nothing ever does."""
+
+    __slots__ = ("events", "hooks", "put_off")
+
+    def __init__(self) -> None:
+        self.events: deque[QueuedEvent] = deque()
+        self.hooks: list[Hook] = []
+        self.put_off: list[PutOff] = []
+
+
 class Unit:
     """One attempt: everything in it happens, or nothing.
 
@@ -70,18 +84,19 @@ class Unit:
         "__weakref__",
         "_doomed_by",
         "_joinable",
+        "_place",
         "_previous",
+        "_queues",
+        "callers",
         "committed",
-        "events",
         "external",
         "handed_over",
-        "hooks",
         "open",
-        "put_off",
         "resource",
         "root",
         "savepoint",
         "scope",
+        "staged",
         "task",
         "unit_of_work",
         "walked",
@@ -106,9 +121,12 @@ class Unit:
         self.external = False
         """Whether the transaction is the caller's, who commits it."""
         self.savepoint: Callable[[], AbstractAsyncContextManager[Any]] | None = None
-        self.events: deque[QueuedEvent] = deque()
-        self.hooks: list[Hook] = []
-        self.put_off: list[PutOff] = []
+        self._place: Callable[[], Callable[[], bool] | None] | None = None
+        self.callers: CallersTransaction | None = None
+        """What the caller's transaction holds for its commit, where one was handed to `send`."""
+        self.staged: Staged | None = None
+        """Messages that the transaction shall store."""
+        self._queues: _Queues | None = None
         self._doomed_by: tuple[type, str] | None = None
         self._previous: Unit | None = None
 
@@ -118,7 +136,27 @@ class Unit:
         unit._previous = None if self is ENDED else self
         return unit
 
-    # -- the queue -----------------------------------------------------------------------------------------------------
+    # -- the queues ----------------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> deque[QueuedEvent]:
+        """The events that wait to be walked."""
+        return self._waiting().events
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """What to call after the commit."""
+        return self._waiting().hooks
+
+    @property
+    def put_off(self) -> list[PutOff]:
+        """The messages for a broker that wait for the commit."""
+        return self._waiting().put_off
+
+    def _waiting(self) -> _Queues:
+        if self._queues is None:
+            self._queues = _Queues()
+        return self._queues
 
     def queue(self, event: Event, key: str | None, context: Context) -> None:
         """Take an event to walk when the handler has returned."""
@@ -139,6 +177,10 @@ class Unit:
 
         Not in a transaction that may not commit: `TransactionDoomedError`.
         """
+        await self._walk_queue()
+        self.walked = True
+
+    async def _walk_queue(self) -> None:
         walked = 0
         self._refuse_if_doomed()
         while self.events:
@@ -151,24 +193,59 @@ class Unit:
             queued = self.events.popleft()
             await queued.context.mediator.walk_queued(queued)
             self._refuse_if_doomed()
-        self.walked = True
 
     def drop_events_of(self, context: Context) -> None:
         """Forget what a joined message, and those that joined it, left for later: it failed."""
-        if self.events:
-            self.events = deque(queued for queued in self.events if not _descends(queued.context, context))
-        if self.put_off:
-            self.put_off = [later for later in self.put_off if not _descends(later.context, context)]
-        if self.hooks:
-            self.hooks = [hook for hook in self.hooks if not _descends(hook.context, context)]
+        queues = self._queues
+        if queues is not None:
+            queues.events = deque(queued for queued in queues.events if not _descends(queued.context, context))
+            queues.put_off = [later for later in queues.put_off if not _descends(later.context, context)]
+            queues.hooks = [hook for hook in queues.hooks if not _descends(hook.context, context)]
 
     # -- the transaction -----------------------------------------------------------------------------------------------
 
-    def begin(self, resource: object, unit_of_work: object, savepoint: Callable[[], Any] | None = None) -> None:
-        """A transaction is open: `resource` is what its unit of work yielded."""
+    def begin(
+        self,
+        resource: object,
+        unit_of_work: object,
+        savepoint: Callable[[], Any] | None = None,
+        place: Callable[[], Callable[[], bool] | None] | None = None,
+    ) -> None:
+        """A transaction is open: `resource` is what its unit of work yielded; `place` as in `Staged`."""
         self.resource = resource
         self.unit_of_work = unit_of_work
         self.savepoint = savepoint
+        self._place = place
+
+    def stage(self, store: OutboxStore, message: StoredMessage) -> None:
+        """Take a message that the transaction shall store."""
+        if not self.open or self.resource is None:
+            raise TransactionFinishedError(
+                f"{message.name} was emitted after its transaction had ended, so it cannot be stored in it"
+            )
+        if self.staged is None:
+            self.staged = Staged(self.resource, self._place)
+        self.staged.add(store, message)
+
+    async def write_staged(self) -> None:
+        """Write what is staged; in a transaction of the caller's its commit does that, if it can be told of one."""
+        if not self.staged:
+            return
+        if self.callers is None:
+            await self.staged.write()
+        else:
+            await self.callers.absorb(self.staged)
+
+    def before_commit(self) -> Awaitable[None] | None:
+        """What belongs into the transaction before a commit that a handler asks for; None if nothing does."""
+        if self.open and (self._queues is not None or self.staged or self._doomed_by is not None):
+            return self._settle()
+        return None
+
+    async def _settle(self) -> None:
+        await self._walk_queue()
+        if self.staged:
+            await self.staged.write()
 
     def mark_committed(self) -> None:
         """Work of this message is in the database for good; outer middlewares see it on the unit that they hold."""
@@ -176,6 +253,8 @@ class Unit:
         while unit is not None:
             unit.committed = True
             unit = unit._previous
+        if self.staged is not None:
+            self.staged.committed()
 
     def doom(self, message_type: type, error: BaseException) -> None:
         """A joined message failed: whatever its caller does with the error, this transaction may not commit.
@@ -225,6 +304,8 @@ class Unit:
             return
         if self.events or self._doomed_by is not None:
             await self.walk_events()
+        if self.staged:
+            await self.write_staged()
         self.mark_ended()
         try:
             if self.scope is not None and (closing := self._start_closing(None)) is not None:
@@ -234,14 +315,31 @@ class Unit:
         finally:
             self.release()
 
+    def end_at_once(self) -> Awaitable[None] | None:
+        """What `end` does, without a coroutine where there is nothing to await; else what to await."""
+        if not self.open:
+            return None
+        if self._queues is not None or self.staged or self._doomed_by is not None:
+            return self.end()
+        self.mark_ended()
+        closing = None if self.scope is None else self._start_closing(None)
+        if closing is not None:
+            return self._end_with(closing)
+        self.release()
+        return None
+
+    async def _end_with(self, closing: Awaitable[None]) -> None:
+        try:
+            await self._finish_closing(closing)
+        finally:
+            self.release()
+
     async def abandon(self, error: BaseException) -> None:
         """End an attempt that failed: drop what was queued, close the scope."""
         if not self.open:
             return
         self.mark_ended()
-        self.events.clear()
-        self.put_off.clear()
-        self.hooks.clear()
+        self._queues = None
         try:
             if self.scope is not None:
                 await self.close_scope(error)
@@ -250,17 +348,21 @@ class Unit:
 
     def mark_ended(self) -> None:
         """From here on nothing joins this attempt and nothing is queued in it."""
+        if self.callers is not None:
+            self.callers.attempts.remove(self)
+            self.callers = None
         self.open = False
         self.walked = True
         self.task = None
         self.resource = None
         self.savepoint = None
+        self._place = None
 
     def release(self) -> None:
         """Let go of the message: it holds this unit, and a cycle would keep both until the next collection."""
         self.root = None
-        self.put_off.clear()
-        self.hooks.clear()
+        self.staged = None
+        self._queues = None
 
     async def close_scope(self, error: BaseException | None) -> None:
         """Close the scope whatever happens to the caller; what clean-up raises is logged: the outcome is decided."""
@@ -320,8 +422,8 @@ async def attempt(context: Context, call_next: Next) -> Any:
         return await call_next(context)
     try:
         result = await call_next(context)
-        if context.begun_unit is not None:
-            await context.begun_unit.end()
+        if context.begun_unit is not None and (ending := context.begun_unit.end_at_once()) is not None:
+            await ending
     except BaseException as error:
         if context.begun_unit is not None:
             await context.begun_unit.abandon(error)

@@ -27,12 +27,13 @@ from pipeline_mediator import (
     only,
     unless,
 )
+from pipeline_mediator.chain import compile_chain
 from pipeline_mediator.errors import ConfigurationError, OrderError
 from pipeline_mediator.middlewares.publish import PublishMiddleware
 from pipeline_mediator.middlewares.retry import RetryMiddleware
 from pipeline_mediator.middlewares.timeout import TimeoutMiddleware
 from pipeline_mediator.middlewares.transaction import TransactionMiddleware
-from pipeline_mediator.pipeline import Inside, Once, Outside, Rule, Without, compile_chain
+from pipeline_mediator.pipeline import Inside, Once, Outside, Rule, Without
 from tests.fakes import Broker, Database, Recorder, Session
 
 

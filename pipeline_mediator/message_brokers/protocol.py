@@ -69,6 +69,9 @@ class Delivery:
     attempt: int
     """1 for the first time it is handed over."""
     subscription: str
+    """The consumer group that it was handed to."""
+    source: str = ""
+    """Who sent it, as its envelope says; ids are unique within one source. Set by whoever decodes it."""
     tag: object = None
     """What the subscription knows it by; nobody else's business."""
     outcome: Outcome | None = None

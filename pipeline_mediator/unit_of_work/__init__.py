@@ -8,23 +8,46 @@ handler committed by itself, whether an error came before COMMIT or instead of i
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
+
+from pipeline_mediator.staged import Staged
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["TransactionControl", "check_engine_of", "control_of", "yielded_by"]
+    from pipeline_mediator.unit import Unit
+
+__all__ = [
+    "CallersTransaction",
+    "TransactionControl",
+    "callers_transaction",
+    "check_engine_of",
+    "control_of",
+    "yielded_by",
+]
 
 
 class TransactionControl(Protocol):
     """One open transaction of a library that is known."""
 
-    def watch_commit(self) -> None:
-        """Take notice from here on of a commit, whoever does it."""
+    def watch(
+        self, before_commit: Callable[[], Awaitable[None] | None], after_commit: Callable[[], None] | None = None
+    ) -> None:
+        """Take notice from here on of a commit, whoever does it.
+
+        What `before_commit` returns is awaited first, and may still execute statements; its error prevents the commit.
+        `after_commit` is called where the library tells of it.
+        """
         ...
 
     @property
     def committed(self) -> bool:
         """Whether the transaction has been committed since it is watched."""
+        ...
+
+    async def begin(self) -> None:
+        """Begin where that has only been promised: without a transaction there is nothing to commit."""
         ...
 
     async def flush(self) -> None:
@@ -39,9 +62,65 @@ class TransactionControl(Protocol):
         """Whether this error of `commit` means that no answer came back."""
         ...
 
+    def place(self) -> Callable[[], bool]:
+        """A function that tells, asked later, whether what is done now is still part of the transaction.
+
+        It is not, once the transaction was rolled back, or a savepoint that is open now.
+        """
+        ...
+
     def savepoint(self) -> AbstractAsyncContextManager[Any]:
         """Released when left, rolled back when left by an error."""
         ...
+
+
+class CallersTransaction:
+    """A transaction that the caller commits, and what was sent in it has staged for that commit."""
+
+    def __init__(self, resource: object, control: TransactionControl) -> None:
+        self.resource = resource
+        self.control = control
+        self.staged = Staged(resource, control.place)
+        self.attempts: list[Unit] = []
+        """Those at work in it; a handler may ask for the commit."""
+        control.watch(self._before_commit, self.staged.committed)
+
+    async def take(self, unit: Unit) -> None:
+        """An attempt begins in it."""
+        await self.control.begin()
+        unit.callers = self
+        unit.begin(unit.resource, unit.unit_of_work, place=self.control.place)
+        self.attempts.append(unit)
+
+    async def absorb(self, staged: Staged) -> None:
+        """Take over what an attempt has staged, for the caller's commit."""
+        await self.control.begin()  # a handler may have ended the one before
+        self.staged.absorb(staged)
+
+    def _before_commit(self) -> Awaitable[None] | None:
+        steps = [step for unit in self.attempts if (step := unit.before_commit()) is not None]
+        return self._settle(steps) if steps or self.staged else None
+
+    async def _settle(self, steps: Sequence[Awaitable[None]]) -> None:
+        await self.staged.write()
+        for step in steps:
+            await step
+
+
+_CALLERS: WeakValueDictionary[int, CallersTransaction] = WeakValueDictionary()
+"""By the id of the session or connection, which holds what it is watched by, and so keeps its entry alive."""
+
+
+def callers_transaction(resource: object) -> CallersTransaction | None:
+    """What is known of a transaction that was handed to `send`; None for a library that is not known."""
+    callers = _CALLERS.get(id(resource))
+    if callers is not None and callers.resource is resource:
+        return callers
+    control = control_of(resource)
+    if control is None:
+        return None
+    callers = _CALLERS[id(resource)] = CallersTransaction(resource, control)
+    return callers
 
 
 def control_of(resource: object) -> TransactionControl | None:

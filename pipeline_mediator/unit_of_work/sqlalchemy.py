@@ -12,17 +12,18 @@ try:
     from sqlalchemy import Engine, event
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.util import await_only
 except ModuleNotFoundError as error:  # pragma: no cover - shown in a subprocess
     if error.name is None or error.name.partition(".")[0] != "sqlalchemy":
         raise
     raise MissingExtraError("pipeline_mediator.unit_of_work.sqlalchemy", "SQLAlchemy", "sqlalchemy") from error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
 
 __all__ = ["check_engine_of", "control_of", "prepare_sqlite", "yielded_by_method_of"]
 
@@ -134,15 +135,29 @@ def control_of(resource: object) -> _SessionControl | _ConnectionControl | None:
 class _SessionControl:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
+        self._undone: list[SessionTransaction] | None = None
         self.committed = False
 
-    def watch_commit(self) -> None:
-        def after_commit(session: Session) -> None:
-            # SQLAlchemy reports the release of a savepoint as a commit too.
+    def watch(
+        self, before_commit: Callable[[], Awaitable[None] | None], after_commit: Callable[[], None] | None = None
+    ) -> None:
+        # SQLAlchemy reports the release of a savepoint as a commit too.
+        def before(session: Session) -> None:
+            if not session.in_nested_transaction() and (step := before_commit()) is not None:
+                await_only(step)
+
+        def after(session: Session) -> None:
             if not session.in_nested_transaction():
                 self.committed = True
+                if after_commit is not None:
+                    after_commit()
 
-        event.listen(self._session.sync_session, "after_commit", after_commit)
+        event.listen(self._session.sync_session, "before_commit", before)
+        event.listen(self._session.sync_session, "after_commit", after)
+
+    async def begin(self) -> None:
+        if not self._session.in_transaction():
+            _ = await self._session.begin()
 
     async def flush(self) -> None:
         await self._session.flush()
@@ -155,6 +170,28 @@ class _SessionControl:
     def outcome_unknown(self, error: BaseException) -> bool:
         return _no_answer(error)
 
+    def place(self) -> Callable[[], bool]:
+        session = self._session.sync_session
+        undone = self._undone
+        if undone is None:
+            undone = self._undone = []
+            event.listen(session, "after_soft_rollback", self._rolled_back)
+        innermost = session.get_nested_transaction() or session.get_transaction()
+
+        def remains() -> bool:
+            around = innermost
+            while around is not None:
+                if around in undone:
+                    return False
+                around = around.parent
+            return True
+
+        return remains
+
+    def _rolled_back(self, _session: Session, undone: SessionTransaction) -> None:
+        if self._undone is not None:
+            self._undone.append(undone)
+
     def savepoint(self) -> AbstractAsyncContextManager[Any]:
         return _finished(self._session.begin_nested())
 
@@ -163,17 +200,26 @@ class _ConnectionControl:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
         self._asked = False
+        self._places: _Places | None = None
 
     @property
     def committed(self) -> bool:
         # A transaction whose COMMIT failed stays, because it has to be rolled back.
         return self._asked and self._connection.get_transaction() is None
 
-    def watch_commit(self) -> None:
-        def before_commit(_connection: Connection) -> None:
+    def watch(
+        self, before_commit: Callable[[], Awaitable[None] | None], after_commit: Callable[[], None] | None = None
+    ) -> None:
+        def before(_connection: Connection) -> None:
             self._asked = True
+            if (step := before_commit()) is not None:
+                await_only(step)
 
-        event.listen(self._connection.sync_connection, "commit", before_commit)
+        event.listen(self._connection.sync_connection, "commit", before)
+
+    async def begin(self) -> None:
+        if not self._connection.in_transaction():
+            _ = await self._connection.begin()
 
     async def flush(self) -> None:
         """Nothing is kept in memory."""
@@ -184,8 +230,59 @@ class _ConnectionControl:
     def outcome_unknown(self, error: BaseException) -> bool:
         return _no_answer(error)
 
+    def place(self) -> Callable[[], bool]:
+        if self._places is None:
+            self._places = _Places(self._connection.sync_connection)
+        return self._places.here()
+
     def savepoint(self) -> AbstractAsyncContextManager[Any]:
         return _finished(self._connection.begin_nested())
+
+
+class _Places:
+    """Where in a connection's transaction something was done: inside which savepoint.
+
+    SQLAlchemy numbers a connection's savepoints. One that is rolled back has been open since it was set, so whatever
+    was done inside it, or inside one with a higher number, is undone.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._done: list[_Done] = []
+        event.listen(connection, "rollback_savepoint", self._rolled_back)
+        event.listen(connection, "rollback", self._all_rolled_back)
+
+    def here(self) -> Callable[[], bool]:
+        # No public attribute tells the name of a savepoint.
+        innermost: Any = self._connection.get_nested_transaction()
+        done = _Done(0 if innermost is None else _number_of(innermost._savepoint))
+        self._done.append(done)
+        return done.remains
+
+    def _rolled_back(self, _connection: Connection, name: str, _context: object) -> None:
+        self._undo_from(_number_of(name))
+
+    def _all_rolled_back(self, _connection: Connection) -> None:
+        self._undo_from(0)
+
+    def _undo_from(self, number: int) -> None:
+        for done in self._done:
+            done.undone |= done.savepoint >= number
+
+
+def _number_of(savepoint: str) -> int:
+    return int(savepoint.rpartition("_")[2])
+
+
+class _Done:
+    __slots__ = ("savepoint", "undone")
+
+    def __init__(self, savepoint: int) -> None:
+        self.savepoint = savepoint
+        self.undone = False
+
+    def remains(self) -> bool:
+        return not self.undone
 
 
 @asynccontextmanager
