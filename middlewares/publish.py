@@ -159,12 +159,13 @@ class _PublishStored:
         while rest and monotonic() < batch.deadline:
             rows, rest = self._next_call(rest, refused_keys)
             for row, error in zip(rows, await self._publish(rows), strict=True):
+                key = row.message.key
                 if error is None:
                     accepted.append(row.id)
-                    continue
-                refused.append((row.id, error))
-                if row.message.key is not None:
-                    refused_keys.add(row.message.key)
+                elif key is None or key not in refused_keys:
+                    refused.append((row.id, error))
+                    if key is not None:
+                        refused_keys.add(key)
         if refused:
             context.note("refused", count=len(refused), error=error_type(refused[0][1]))
         return Published(accepted, refused)

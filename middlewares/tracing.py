@@ -224,8 +224,10 @@ class _RelaySpans(_Spans):
             if arrived is not None:
                 links += _links_to(_span_context(arrived))
         attributes: dict[str, str | int] = {**self._attributes, telemetry.BATCH_MESSAGE_COUNT: len(batch)}
-        span = self._tracer.start_span(self._name, None, self.kind, attributes, links)
-        return span, _within(span, otel.get_current())
+        # A trace of its own, and no baggage: whatever woke the relay has nothing to do with these messages.
+        nothing = otel.Context()
+        span = self._tracer.start_span(self._name, nothing, self.kind, attributes, links)
+        return span, _within(span, nothing)
 
 
 class _Notes:

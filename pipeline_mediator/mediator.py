@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
@@ -11,6 +12,8 @@ from pipeline_mediator.concurrency import current_task
 from pipeline_mediator.container import PlainContainer
 from pipeline_mediator.context import AMBIENT, Context, Given, new_message_id
 from pipeline_mediator.errors import (
+    BrokerError,
+    BrokerUnavailableError,
     ConfigurationError,
     EmitError,
     ResolutionError,
@@ -48,6 +51,7 @@ __all__ = ["Mediator", "Stream"]
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
 
+logger = logging.getLogger(__name__)
 
 _NOTHING = Given()
 
@@ -65,7 +69,9 @@ class Mediator:
             order_id = await mediator.send(PlaceOrder("book"))
 
     `async with` connects the brokers that stand in the pipeline and disconnects them; without brokers it may be left
-    out. At construction the maps are frozen, and the chain of every bound message is compiled and checked. Before the
+    out. One that is away at that moment is an error, unless an outbox keeps what is meant for it.
+
+    At construction the maps are frozen, and the chain of every bound message is compiled and checked. Before the
     first message, or when entered, the container resolves every handler dry.
 
     `new_id` makes message ids; UUIDv7 by default. `codec` is what messages are encoded with on the way to a broker.
@@ -100,6 +106,7 @@ class Mediator:
         self._emits: dict[type, Enter] = {}
         self._prepared = False
         self._open: AsyncExitStack | None = None
+        self._unreached: list[Any] = []
         if event_emitter is not None:
             event_emitter.mediator = self
         self.routes.compile_all()
@@ -112,7 +119,7 @@ class Mediator:
         self,
         request: Request[R],
         /,
-        *,  # a handful of nanoseconds, and worth them: three arguments by position nobody can read
+        *,
         headers: Mapping[str, str] | None = None,
         correlation_id: str | None = None,
         transaction: object = None,
@@ -186,13 +193,17 @@ class Mediator:
         if self._open is not None:
             raise ConfigurationError("this mediator is already open; enter it once, at the start of the application")
         self.prepare()
+        resources = [one for middleware in self._middlewares for one in getattr(middleware, "resources", ())]
+        has_outbox = any(getattr(one, "role", None) == "outbox" for one in self._middlewares)
         async with AsyncExitStack() as stack:
-            entered: set[int] = set()
-            for middleware in self._middlewares:
-                for resource in getattr(middleware, "resources", ()):
-                    if id(resource) not in entered:
-                        entered.add(id(resource))
-                        await stack.enter_async_context(resource)
+            for resource in {id(one): one for one in resources}.values():
+                try:
+                    await stack.enter_async_context(resource)
+                except BrokerUnavailableError as error:
+                    if not has_outbox:
+                        raise
+                    logger.warning("%s What is emitted waits in the outbox meanwhile.", error)
+                    self._unreached.append(resource)
             self._open = stack.pop_all()
         return self
 
@@ -200,6 +211,7 @@ class Mediator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         stack, self._open = self._open, None
+        self._unreached.clear()
         if stack is not None:
             await stack.__aexit__(kind, error, trace)
 
@@ -282,7 +294,19 @@ class Mediator:
     async def walk_relayed(self, chain: Chain, batch: Relayed) -> Published:
         """Publish a batch by its chain, as a message of its own whoever's message is at work."""
         published: Published = await self._walker(chain)(batch, Context(batch, chain.route, self))
+        if self._unreached and published.accepted:
+            await self._reach()
         return published
+
+    async def _reach(self) -> None:
+        """Enter the brokers that were away at the start and may be back, so that they are left at the end."""
+        unreached, self._unreached = self._unreached, []
+        for resource in unreached:
+            try:
+                if self._open is not None:
+                    await self._open.enter_async_context(resource)
+            except BrokerError:
+                self._unreached.append(resource)
 
     def _destination_for(self, message_type: type) -> str | None:
         return self.routes.destination_for(message_type)

@@ -8,7 +8,6 @@ from pipeline_mediator.chain import Chain, compile_chain, destination_of
 from pipeline_mediator.context import Route
 from pipeline_mediator.errors import DestinationError, HandlerNotFoundError, OrderError
 from pipeline_mediator.events import DomainEvent, ECSTEvent, Event, IntegrationEvent, NotificationEvent
-from pipeline_mediator.outbox.protocol import Relayed
 from pipeline_mediator.requests import Command, Query, Request, StreamQuery
 from pipeline_mediator.unit import attempt
 
@@ -118,6 +117,9 @@ class Routes:
         `message_type` is None for a type that this process does not know; its messages are published as they were
         stored if there is one Publish middleware only. Raises `DestinationError` where it cannot be told who publishes.
         """
+        # Not at the top: a program without an outbox does not load it.
+        from pipeline_mediator.outbox.protocol import Relayed
+
         publishers = [one for one in self._middlewares if hasattr(one, "destination_for")]
         claiming = publishers
         if message_type is not None:

@@ -19,11 +19,16 @@ import rodi
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from pipeline_mediator import IntegrationEvent
 from pipeline_mediator.container.rodi import RodiContainer
-from pipeline_mediator.message_brokers import RedisMessageBroker
+from pipeline_mediator.message_brokers import RedisStreamBroker
 from pipeline_mediator.middlewares import *
+from pipeline_mediator.outbox.sqlalchemy import SQLAlchemyOutbox, outbox_tables
 from pipeline_mediator.unit_of_work.sqlalchemy import prepare_sqlite
+from sqlalchemy.orm import DeclarativeBase
 
-sessions = async_sessionmaker(prepare_sqlite(create_async_engine("sqlite+aiosqlite://")))
+class Base(DeclarativeBase): ...
+
+engine = prepare_sqlite(create_async_engine("sqlite+aiosqlite://"))
+sessions = async_sessionmaker(engine)
 services = rodi.Container()
 
 @dataclass(frozen=True)
@@ -65,7 +70,12 @@ def test_the_stack_of_the_readme_is_accepted() -> None:
     example, stack = blocks(ROOT / "README.md", "python")[:2]
     described = run(f"{example}\n{APPLICATION}\n{stack}\nmediator.check()\nprint(mediator.describe())")
     assert "PublishMiddleware" in described
-    assert "RedisMessageBroker → orders" in described
+    assert "RedisStreamBroker → orders" in described
+
+
+def test_the_example_of_the_outbox_prints_what_its_page_says() -> None:
+    page = ROOT / "docs" / "outbox.md"
+    assert run(blocks(page, "python")[0]) == blocks(page, "text")[0]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)

@@ -293,7 +293,8 @@ sys.exit(main(["demo", "--orders", "5"]))
 def test_a_missing_redis_client_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "pipeline_mediator.message_brokers.redis", raising=False)
+    for module in ("redis", "redis_client"):
+        monkeypatch.delitem(sys.modules, f"pipeline_mediator.message_brokers.{module}", raising=False)
     monkeypatch.delitem(vars(message_brokers), "RedisMessageBroker", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     complaint = fails(["--redis", "redis://ada:secret@127.0.0.1/0"], capsys)

@@ -96,7 +96,7 @@ async def test_what_was_not_delivered_passes() -> None:
 def test_it_needs_a_transaction_around_it() -> None:
     async def handle(event: Placed) -> None: ...
 
-    with pytest.raises(OrderError, match="InboxMiddleware .* needs a transaction middleware around it"):
+    with pytest.raises(OrderError, match=r"InboxMiddleware .* needs a transaction middleware around it"):
         mediator_of({Placed: handle}, InboxMiddleware(Store()))  # type: ignore[arg-type]
 
 

@@ -57,12 +57,14 @@ class Broker(RecordingBroker):
 CODEC = Codec(Placed, source="shop")
 
 
-def row(id: int, key: str | None = None) -> StoredRow:
-    encoded = CODEC.encode(Placed(id), Facts(message_id=str(id), key=key, headers={"tenant": "acme"}), binary=True)
-    stored = StoredMessage(
-        str(id), encoded.name, encoded.version, "orders", encoded.content_type, encoded.body, encoded.headers, key
+def row(number: int, key: str | None = None) -> StoredRow:
+    encoded = CODEC.encode(
+        Placed(number), Facts(message_id=str(number), key=key, headers={"tenant": "acme"}), binary=True
     )
-    return StoredRow(id, stored, 0, 0.0)
+    stored = StoredMessage(
+        str(number), encoded.name, encoded.version, "orders", encoded.content_type, encoded.body, encoded.headers, key
+    )
+    return StoredRow(number, stored, 0, 0.0)
 
 
 class Nowhere:
@@ -120,7 +122,13 @@ async def test_a_refused_message_does_not_stop_other_keys() -> None:
     broker = Broker(1)
     published = await publish(broker, row(1, "a"), row(2, "b"), row(3))
     assert published.accepted == [2, 3]
-    assert [id for id, _ in published.refused] == [1]
+    assert [number for number, _ in published.refused] == [1]
+
+
+async def test_what_stands_behind_a_refused_message_of_its_key_was_not_tried() -> None:
+    """It shall not be counted against it."""
+    published = await publish(Broker(1), row(1, "a"), row(2, "a"), row(3, "a"))
+    assert (published.accepted, [number for number, _ in published.refused]) == ([], [1])
 
 
 async def test_a_long_batch_is_several_calls_and_a_refused_key_is_left_out_of_the_later_ones() -> None:
@@ -129,7 +137,7 @@ async def test_a_long_batch_is_several_calls_and_a_refused_key_is_left_out_of_th
     published = await publish(broker, *rows)
     assert len(broker.calls) == 2
     assert MAX_PER_CALL + 5 not in broker.called[1]
-    assert MAX_PER_CALL + 5 not in [*published.accepted, *(id for id, _ in published.refused)]
+    assert MAX_PER_CALL + 5 not in [*published.accepted, *(number for number, _ in published.refused)]
     assert len(published.accepted) == 2 * MAX_PER_CALL - 2
 
 
@@ -138,7 +146,7 @@ async def test_a_broker_without_order_gets_each_key_once_a_call() -> None:
     published = await publish(broker, row(1, "a"), row(2, "b"), row(3, "a"), row(4, "b"), row(5), row(6))
     assert broker.called == [[1, 2, 5, 6], [3]]
     assert published.accepted == [1, 5, 6, 3]
-    assert [id for id, _ in published.refused] == [2]
+    assert [number for number, _ in published.refused] == [2]
 
 
 async def test_nothing_is_sent_after_the_deadline() -> None:
@@ -174,7 +182,7 @@ async def test_a_broker_that_raises_is_taken_to_have_refused() -> None:
             raise RuntimeError("a bug")
 
     published = await publish(Raising(), row(1), row(2))
-    assert [(id, type(error)) for id, error in published.refused] == [(1, RuntimeError), (2, RuntimeError)]
+    assert [(number, type(error)) for number, error in published.refused] == [(1, RuntimeError), (2, RuntimeError)]
 
 
 async def test_it_walks_what_stands_in_the_relays_chain() -> None:
@@ -271,3 +279,50 @@ def test_the_pipelines_outbox_is_found() -> None:
 
 async def _place(command: Place) -> int:
     return command.n
+
+
+class Away(Broker):
+    """Cannot be reached, until it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = True
+        self.entered = 0
+        self.left = 0
+
+    async def __aenter__(self) -> Any:
+        if self.away:
+            raise BrokerUnavailableError("the broker cannot be reached.")
+        self.entered += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.left += 1
+
+
+class TestABrokerThatIsAwayAtTheStart:
+    async def test_does_not_keep_an_application_with_an_outbox_from_starting(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broker = Away()
+        mediator = mediator_with(broker)
+        async with mediator:
+            assert "cannot be reached. What is emitted waits in the outbox meanwhile." in caplog.text
+            broker.away = False
+            chain = mediator.relay_chain("Placed", 1, "orders")
+            for number in (1, 2):
+                await mediator.walk_relayed(chain, Relayed([row(number)], monotonic() + 9))
+            assert (broker.entered, broker.left) == (1, 0)
+        assert (broker.entered, broker.left) == (1, 1)
+
+    async def test_is_not_left_if_it_never_came(self) -> None:
+        broker = Away()
+        async with mediator_with(broker):
+            pass
+        assert broker.left == 0
+
+    async def test_is_an_error_where_nothing_keeps_what_is_meant_for_it(self) -> None:
+        mediator = mediator_of({}, PublishMiddleware(Away(), {Placed: "orders"}))
+        with pytest.raises(BrokerUnavailableError):
+            async with mediator:
+                pass

@@ -7,8 +7,9 @@ import logging
 import subprocess
 import sys
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, ClassVar
 
 import anyio
@@ -34,8 +35,15 @@ from pipeline_mediator import (
     StreamQuery,
 )
 from pipeline_mediator.message_brokers import Delivery
-from pipeline_mediator.middlewares import TracingMiddleware
+from pipeline_mediator.middlewares import (
+    OutboxMiddleware,
+    PublishMiddleware,
+    TracingMiddleware,
+    TransactionMiddleware,
+)
+from pipeline_mediator.outbox.protocol import Relayed, StoredMessage, StoredRow
 from pipeline_mediator.pipeline import Next
+from tests.middlewares.shop import Memory, RecordingBroker
 
 SECRET = "4111-1111-1111-1111"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -538,6 +546,93 @@ async def test_a_batch_of_the_relays_is_linked_to_each_of_its_messages(
     assert links_of(span) == [PARENT, other]
     assert attributes_of(span)["messaging.batch.message_count"] == 3
     assert [row.headers for row in rows] == [{"traceparent": PARENT}, {}, {"traceparent": other}]
+
+
+async def test_a_batch_of_the_relays_is_nobodys_child(
+    tracing: TracingMiddleware, exporter: InMemorySpanExporter, provider: TracerProvider
+) -> None:
+    """Whoever wakes the relay has nothing to do with what it publishes."""
+    seen: list[Mapping[str, object]] = []
+
+    async def look(context: Context) -> None:
+        seen.append(baggage.get_all())
+
+    token = otel.attach(baggage.set_baggage("tenant", "blue"))
+    try:
+        with provider.get_tracer("test").start_as_current_span("whoever commits"):
+            await tracing(Context([Row({})], Route(Paid, "event", "relay", "payments")), look)
+    finally:
+        otel.detach(token)
+    assert spans_of(exporter)["send payments"].parent is None
+    assert seen == [{}]
+
+
+class Kept:
+    """An outbox that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[StoredMessage] = []
+
+    async def add(self, resource: object, messages: Sequence[StoredMessage], /) -> None:
+        self.messages.extend(messages)
+
+    def committed(self) -> None: ...
+
+
+def storing(tracing: TracingMiddleware) -> tuple[Mediator, Kept]:
+    kept: Any = Kept()
+    stack = Pipeline(
+        tracing,
+        TransactionMiddleware(Memory().begin),
+        OutboxMiddleware(kept),
+        PublishMiddleware(RecordingBroker(), {Paid: "payments"}),
+    )
+
+    async def pay_and_tell(command: Pay, context: Context) -> str:
+        context.emit(Paid())
+        return "paid"
+
+    return Mediator(RequestMap().bind(Pay, pay_and_tell), middlewares=stack), kept
+
+
+async def test_what_is_stored_carries_the_span_that_created_it_and_the_baggage(
+    tracing: TracingMiddleware, exporter: InMemorySpanExporter
+) -> None:
+    mediator, kept = storing(tracing)
+    token = otel.attach(baggage.set_baggage("tenant", "blue"))
+    try:
+        await mediator.send(Pay())
+    finally:
+        otel.detach(token)
+    created = spans_of(exporter)["create payments"]
+    assert created.kind is SpanKind.PRODUCER
+    (stored,) = kept.messages
+    trace_id, span_id = f"{created.context.trace_id:032x}", f"{created.context.span_id:016x}"
+    assert stored.headers["traceparent"].startswith(f"00-{trace_id}-{span_id}-")
+    assert stored.headers["baggage"] == "tenant=blue"
+
+    exporter.clear()
+    row = StoredRow(1, stored, 0, 0.0)
+    chain = mediator.relay_chain("Paid", 1, "payments")
+    await mediator.walk_relayed(chain, Relayed([row], monotonic() + 60))
+    (link,) = links_of(only_span(exporter))
+    assert link[:52] == stored.headers["traceparent"][:52]
+
+
+async def test_what_is_stored_carries_a_trace_that_is_not_sampled_too() -> None:
+    """Whoever receives it decides by the flag, and the baggage has to arrive all the same."""
+    mediator, kept = storing(TracingMiddleware(TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)))
+    await mediator.send(Pay())
+    _, _, _, flags = kept.messages[0].headers["traceparent"].split("-")
+    assert int(flags, 16) & 1 == 0
+
+
+async def test_without_a_provider_what_is_stored_carries_the_trace_of_what_caused_it() -> None:
+    mediator, kept = storing(TracingMiddleware())
+    unsampled = PARENT.removesuffix("01") + "00"
+    await mediator.send(Pay(), headers={"traceparent": unsampled, "tracestate": "a=b", "baggage": "tenant=blue"})
+    headers = kept.messages[0].headers
+    assert (headers["traceparent"], headers["tracestate"], headers["baggage"]) == (unsampled, "a=b", "tenant=blue")
 
 
 # -- without a provider ------------------------------------------------------------------------------------------------
