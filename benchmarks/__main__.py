@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 
 from benchmarks import report
+from benchmarks.progress import progress
 from benchmarks.results import Method
 from benchmarks.rounds import BenchmarkError, plan, run
-
-Tell = Callable[[int, str], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     method = Method(rounds, repeats=3, seconds=0.004 if quick else 0.06, seed=chosen.seed)
     try:
         what = plan(chosen.only)
-        with _progress(rounds, len(what.jobs)) as tell:
+        with progress(rounds, len(what.jobs)) as tell:
             results = run(what, method, tell)
     except BenchmarkError as error:
         print(error, file=sys.stderr)
@@ -65,42 +61,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
-
-
-@contextmanager
-def _progress(rounds: int, jobs: int) -> Generator[Tell]:
-    """A bar where there is a terminal and rich, else a line for each round."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ModuleNotFoundError:
-        yield _lines(rounds)
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(rounds)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=rounds * jobs, completed=-1)
-
-        def tell(number: int, what: str) -> None:
-            bar.update(task, advance=1, description=f"round {number}/{rounds}  {what:<28}")
-
-        yield tell
-
-
-def _lines(rounds: int) -> Tell:
-    began = perf_counter()
-    told = 0
-
-    def tell(number: int, what: str) -> None:
-        nonlocal told
-        if number > told:
-            told = number
-            print(f"round {number} of {rounds}, {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-
-    return tell
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Publishing by this library beside the bare client: 100 messages of 1 KiB at a time, the two taking turns.
+"""Publishing by this library beside the bare client: messages of 1 KiB, 100 at a time or 1000, the two taking turns.
 
     python -m benchmarks.brokers [--rounds 15]
 
@@ -23,12 +23,17 @@ import redis.asyncio
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
 
-from pipeline_mediator.message_brokers import AzureMessageBroker, MessageBroker, Outgoing, RedisMessageBroker
+from pipeline_mediator.message_brokers import (
+    AzureMessageBroker,
+    MessageBroker,
+    Outgoing,
+    RedisMessageBroker,
+    RedisStreamBroker,
+)
 from tests.amqp_peer import AmqpPeer
 from tests.servers import MissingServerError, RedisServer
 
-SIZE = 100
-LOOPS = 10
+EACH_TURN = 1000
 ATTRIBUTES = {
     "specversion": "1.0",
     "id": "0192f7a0-0000-7000-8000-000000000000",
@@ -37,12 +42,15 @@ ATTRIBUTES = {
     "time": "2026-11-22T12:00:00+00:00",
     "correlationid": "0192f7a0-0000-7000-8000-000000000001",
 }
-BATCH = [
-    Outgoing("orders", b"x" * 1024, "application/json", f"id-{number}", "orders.placed", None, ATTRIBUTES)
-    for number in range(SIZE)
-]
+Batch = list[Outgoing]
+Publish = Callable[[Batch], Awaitable[object]]
 
-Publish = Callable[[], Awaitable[object]]
+
+def batch_of(size: int) -> Batch:
+    return [
+        Outgoing("orders", b"x" * 1024, "application/json", f"id-{number}", "orders.placed", f"{number}", ATTRIBUTES)
+        for number in range(size)
+    ]
 
 
 @dataclass
@@ -59,56 +67,78 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"{self.name:<20} bare client {median(self.bare):>9,.0f}/s   ours {median(self.ours):>9,.0f}/s   "
+            f"{self.name:<24} bare client {median(self.bare):>9,.0f}/s   ours {median(self.ours):>9,.0f}/s   "
             f"{median(self.ratios):.2f}× ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
         )
 
 
-async def compare(name: str, bare: Publish, ours: Publish, rounds: int) -> Comparison:
-    comparison = Comparison(name)
+async def compare(name: str, bare: Publish, ours: Publish, rounds: int, size: int = 100) -> Comparison:
+    comparison = Comparison(f"{name}, {size}")
+    batch = batch_of(size)
     for _ in range(2):  # not counted: connections are opened
-        await rate(bare)
-        await rate(ours)
+        await rate(bare, batch)
+        await rate(ours, batch)
     for number in range(rounds):
         turns = [(bare, comparison.bare), (ours, comparison.ours)]
         for publish, rates in turns if number % 2 else reversed(turns):
-            rates.append(await rate(publish))
+            rates.append(await rate(publish, batch))
     return comparison
 
 
-async def rate(publish: Publish) -> float:
+async def rate(publish: Publish, batch: Batch) -> float:
+    loops = EACH_TURN // len(batch)
     began = perf_counter()
-    for _ in range(LOOPS):
-        await publish()
-    return LOOPS * SIZE / (perf_counter() - began)
+    for _ in range(loops):
+        await publish(batch)
+    return loops * len(batch) / (perf_counter() - began)
 
 
 def by(broker: MessageBroker) -> Publish:
-    async def publish() -> None:
-        if any(answers := await broker.publish(BATCH)):
+    async def publish(batch: Batch) -> None:
+        answers = await broker.publish(batch)
+        if any(answers):
             raise RuntimeError(f"not everything was published: {answers}")
 
     return publish
 
 
-async def compare_redis(rounds: int) -> Comparison:
+async def compare_redis(rounds: int) -> list[Comparison]:
     # Any: redis-py's annotations are partial, and not the same in any two versions.
     client_class: Any = redis.asyncio.Redis
     with RedisServer() as server:
-        # As the broker sets it up: without a timer for every answer.
+        # As the brokers set it up: without a timer for every answer.
         fastest = client_class.from_url(server.url, protocol=2, socket_timeout=None)
-        async with fastest as client, RedisMessageBroker(server.url) as broker:
+        async with (
+            fastest as client,
+            RedisMessageBroker(server.url) as broker,
+            RedisStreamBroker(server.url) as streams,
+        ):
 
-            async def publish() -> None:
+            async def publish(batch: Batch) -> None:
                 pipeline = client.pipeline(transaction=False)
-                for message in BATCH:
+                for message in batch:
                     pipeline.publish(message.destination, message.body)
                 await pipeline.execute()
 
-            return await compare("Redis, PUBLISH", publish, by(broker), rounds)
+            async def add(batch: Batch) -> None:
+                pipeline = client.pipeline(transaction=False)
+                for message in batch:
+                    pipeline.xadd(message.destination, fields_of(message))
+                await pipeline.execute()
+
+            return [
+                await compare("Redis, PUBLISH", publish, by(broker), rounds),
+                await compare("Redis, XADD", add, by(streams), rounds),
+                await compare("Redis, XADD", add, by(streams), rounds, size=1000),
+            ]
 
 
-async def compare_service_bus(rounds: int) -> Comparison:
+def fields_of(message: Outgoing) -> dict[str, Any]:
+    content = {"datacontenttype": message.content_type, "data": message.body}
+    return {"id": message.message_id, "partitionkey": message.key, **message.headers, **content}
+
+
+async def compare_service_bus(rounds: int) -> list[Comparison]:
     async with (
         service_bus() as address,
         ServiceBusClient.from_connection_string(address) as client,
@@ -116,10 +146,10 @@ async def compare_service_bus(rounds: int) -> Comparison:
         AzureMessageBroker(address) as broker,
     ):
 
-        async def publish() -> None:
-            await sender.send_messages([bare_message(message) for message in BATCH], timeout=30)
+        async def publish(batch: Batch) -> None:
+            await sender.send_messages([bare_message(message) for message in batch], timeout=30)
 
-        return await compare("Azure Service Bus", publish, by(broker), rounds)
+        return [await compare("Azure Service Bus", publish, by(broker), rounds)]
 
 
 def bare_message(message: Outgoing) -> ServiceBusMessage:
@@ -161,7 +191,7 @@ def main() -> None:
     rounds: int = parser.parse_args().rounds
     for running in (compare_redis, compare_service_bus):
         try:
-            print(asyncio.run(running(rounds)))
+            print(*asyncio.run(running(rounds)), sep="\n")
         except MissingServerError as error:
             print(f"left out: {error}")
 

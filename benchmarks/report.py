@@ -10,7 +10,7 @@ from benchmarks import plots
 from benchmarks.results import ROOT, Results
 from benchmarks.tables import Table, behind, tables
 
-__all__ = ["BEGIN", "END", "FOLDER", "folder_of", "show", "update_readme", "write"]
+__all__ = ["BEGIN", "END", "FOLDER", "folder_of", "show", "show_tables", "update_readme", "write"]
 
 FOLDER: Final = ROOT / "benchmarks" / "results"
 """One folder for each version of this library, and in it one for each Python."""
@@ -29,23 +29,23 @@ def folder_of(results: Results) -> Path:
 
 
 def show(results: Results) -> None:
-    """Print the tables; in colours if rich is installed."""
+    """Print the tables."""
+    show_tables(tables(results), _remarks(results))
+
+
+def show_tables(shown: Iterable[Table], remarks: Iterable[str]) -> None:
+    """Print them; in colours if rich is installed."""
     try:
         from rich.console import Console
     except ModuleNotFoundError:
-        print("\n\n".join(_as_text(results)))
+        print("\n\n".join([*(table.plain() for table in shown), "\n".join(remarks)]))
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    for table in tables(results):
+    for table in shown:
         console.print(_as_rich(table))
-    console.print("\n".join(_remarks(results)), markup=False)
-
-
-def _as_text(results: Results) -> Iterator[str]:
-    yield from (table.plain() for table in tables(results))
-    yield "\n".join(_remarks(results))
+    console.print("\n".join(remarks), markup=False)
 
 
 def _as_rich(table: Table) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import settings
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from tests.servers import MissingServerError, PostgresServer, RedisServer, Server
+from tests.servers import MariaDBServer, MissingServerError, PostgresServer, RedisServer, Server
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -54,6 +55,13 @@ def postgres_server() -> Iterator[Running]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[Running]:
+    """A MariaDB for all tests that do not break it: the one at TEST_MARIADB_URL, else one of our own."""
+    with _running(MariaDBServer, "TEST_MARIADB_URL") as server:
+        yield server
+
+
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A Redis that the test may stop, kill and freeze."""
@@ -69,6 +77,13 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
+def own_mariadb() -> Iterator[MariaDBServer]:
+    """A MariaDB that the test may stop, kill and freeze."""
+    with _owned(MariaDBServer) as server:
+        yield server
+
+
+@pytest.fixture
 def postgres_database(postgres_server: Running) -> Iterator[str]:
     """The URL of an empty database of the test's own, for SQLAlchemy with asyncpg."""
     name = f"test_{os.getpid()}_{next(_database_numbers)}"
@@ -76,6 +91,21 @@ def postgres_database(postgres_server: Running) -> Iterator[str]:
     _execute(admin.geturl(), f"CREATE DATABASE {name} TEMPLATE template0")
     yield admin._replace(path=f"/{name}").geturl()
     _execute(admin.geturl(), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def mariadb_database(mariadb_server: Running) -> Iterator[str]:
+    """The URL of an empty database of the test's own, for SQLAlchemy with asyncmy."""
+    name = f"test_{os.getpid()}_{next(_database_numbers)}"
+    admin = urlsplit(mariadb_server.url)._replace(scheme="mariadb+asyncmy")
+    _execute(admin.geturl(), f"CREATE DATABASE {name}")
+    yield admin._replace(path=f"/{name}").geturl()
+    # It would wait for transactions that a test left open, for ever.
+    left = _execute(admin.geturl(), f"SELECT id FROM information_schema.processlist WHERE db = '{name}'")
+    for connection in left:
+        with suppress(OperationalError):  # gone meanwhile
+            _execute(admin.geturl(), f"KILL {connection}")
+    _execute(admin.geturl(), f"DROP DATABASE {name}")
 
 
 @dataclass(frozen=True)
@@ -107,12 +137,13 @@ def _owned(kind: type[S], otherwise: str = "") -> Generator[S]:
         yield server
 
 
-def _execute(url: str, statement: str) -> None:
-    async def execute() -> None:
+def _execute(url: str, statement: str) -> list[object]:
+    async def execute() -> list[object]:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
         async with engine.connect() as connection:
-            await connection.execute(text(statement))
+            result = await connection.execute(text(statement))
+            return list(result.scalars()) if result.returns_rows else []
 
     # In a thread of its own: in this one, the test's event loop may be about to run.
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, execute()).result()
+        return thread.submit(asyncio.run, execute()).result()

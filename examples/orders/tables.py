@@ -6,13 +6,19 @@ from typing import Literal
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, String, UniqueConstraint, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from pipeline_mediator.outbox.sqlalchemy import outbox_tables
+
 from .errors import AlreadyCancelledError, CreditExceededError, OutOfStockError
 
-__all__ = ["Base", "Customer", "Order", "OrderLine", "Product", "Reorder"]
+__all__ = ["OUTBOX", "Base", "Customer", "Order", "OrderLine", "Product", "Reorder"]
 
 
 class Base(DeclarativeBase):
     """Its metadata is what migrations look at."""
+
+
+OUTBOX = outbox_tables(Base.metadata)
+"""What other systems are to be told, until they were; `create_all` and migrations see it with the rest."""
 
 
 class Customer(Base):

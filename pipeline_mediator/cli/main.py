@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pipeline_mediator.cli import relay
 from pipeline_mediator.cli.demo import command as demo
 from pipeline_mediator.errors import MediatorError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = {"demo": demo}
+COMMANDS = {"demo": demo, "relay": relay}
 """Modules with HELP, DESCRIPTION, `add_arguments(parser)` and `run(options)`, which returns 0 or 1."""
 
 FAILED = 2

@@ -15,6 +15,7 @@ __all__ = [
     "Outcome",
     "Outgoing",
     "RedisMessageBroker",
+    "RedisStreamBroker",
     "Subscription",
 ]
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         Subscription,
     )
     from pipeline_mediator.message_brokers.redis import RedisMessageBroker
+    from pipeline_mediator.message_brokers.redis_streams import RedisStreamBroker
 else:
     from pipeline_mediator.lazy import lazy_names
 
@@ -53,5 +55,6 @@ else:
                 "Subscription",
             ),
             "redis": ("RedisMessageBroker",),
+            "redis_streams": ("RedisStreamBroker",),
         },
     )

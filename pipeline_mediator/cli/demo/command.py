@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
-HELP = "send some hundreds of orders through the example application, and see that it adds up"
+HELP = "send some hundreds of orders through the example application, kill it meanwhile, and see that it adds up"
 DESCRIPTION = (
     "Runs examples/orders in this process, sends it varied orders over HTTP (some are refused, some need another "
     "attempt, one handler crashes), and compares what the clients were told with what was committed, published and "
-    "received. Exit code 1 if that does not add up."
+    "received. Then the same with the service in a process of its own, which is killed twice and started again. Exit "
+    "code 1 if that does not add up."
 )
 
 LIBRARIES = {
@@ -29,6 +30,7 @@ LIBRARIES = {
     "httpx": "httpx",
     "sqlalchemy": "SQLAlchemy",
     "starlette": "Starlette",
+    "uvicorn": "Uvicorn",
 }
 """What the demo cannot do without, by the names that are imported."""
 
@@ -44,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redis",
         metavar="URL",
-        help="publish by Redis, such as redis://localhost:6379/0 (default: within the process)",
+        help="publish to a stream of a Redis such as redis://localhost:6379/0, and delete it at the end (default: "
+        "within the process)",
     )
     parser.add_argument("--orders", metavar="N", type=_above_0, default=300, help="how many to send (default: 300)")
     parser.add_argument("--seed", metavar="S", type=int, default=1, help="for another mixture of orders (default: 1)")
@@ -67,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
     if options.describe is not None:
         print(demo.describe(options.describe))
         return 0
-    _set_up_logging(options.log)
-    adds_up = asyncio.run(demo.run(_screen(), options.database, options.redis, options.orders, options.seed))
-    return 0 if adds_up else 1
+    set_up_logging(options.log)
+    running = demo.run(_screen(), options.database, options.redis, options.orders, options.seed, log=options.log)
+    return 0 if asyncio.run(running) else 1
 
 
 def _require_libraries() -> None:
@@ -94,7 +97,7 @@ def _screen() -> Screen:
     return RichScreen()
 
 
-def _set_up_logging(path: str | None) -> None:
+def set_up_logging(path: str | None) -> None:
     handler: logging.Handler = logging.NullHandler()
     if path is not None:
         try:

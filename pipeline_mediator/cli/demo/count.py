@@ -6,6 +6,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from pipeline_mediator.cli.demo.table import Row, Table
+from pipeline_mediator.examples.orders.messages import OrderCancelled, OrderPlaced
+from pipeline_mediator.messages import message_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,55 +43,44 @@ def answers_as_text(ledger: Ledger) -> str:
 
 def orders_table(ledger: Ledger, before: Contents, after: Contents, tally: Tally, received: Received) -> Table:
     """What became of the orders, as four parties know it that did not ask each other."""
-    placed = {order_id: event.total_cents for order_id, event in received.placed.items()}
-    cancelled = {order_id: event.total_cents for order_id, event in received.cancelled.items()}
+    placed, cancelled = received.cents(OrderPlaced), received.cents(OrderCancelled)
     cancelled_for = {order_id: ledger.placed[order_id] for order_id in ledger.cancelled}
-    units = {order_id: sum(line.quantity for line in event.lines) for order_id, event in received.placed.items()}
+    units = {event.order_id: sum(line.quantity for line in event.lines) for event in received.of(OrderPlaced).values()}
+    owed = _sum(ledger.placed) - _sum(cancelled_for), after.owed - before.owed, None, _sum(placed) - _sum(cancelled)
+    taken = _sum(ledger.units, without=ledger.cancelled), before.available - after.available, None
     return Table(
         "What became of the orders",
-        ("answered", "committed", "published", "received"),
+        ("answered", "committed", "published", "received", "again"),
         (
-            Row(
-                "orders placed",
-                (
-                    len(ledger.placed),
-                    len(after.placed),
-                    tally.published["OrderPlaced"],
-                    received.messages["OrderPlaced"],
-                ),
-                same=ledger.placed == after.placed == placed,
+            _told_of("orders placed", OrderPlaced, ledger.placed, after.placed, tally=tally, received=received),
+            _told_of(
+                "orders cancelled", OrderCancelled, cancelled_for, after.cancelled, tally=tally, received=received
             ),
-            Row(
-                "orders cancelled",
-                (
-                    len(ledger.cancelled),
-                    len(after.cancelled),
-                    tally.published["OrderCancelled"],
-                    received.messages["OrderCancelled"],
-                ),
-                same=cancelled_for == after.cancelled == cancelled,
-            ),
-            Row("cents in orders", (_sum(ledger.placed), after.in_lines, None, _sum(placed))),
-            Row(
-                "cents owed",
-                (
-                    _sum(ledger.placed) - _sum(cancelled_for),
-                    after.owed - before.owed,
-                    None,
-                    _sum(placed) - _sum(cancelled),
-                ),
-            ),
-            Row(
-                "products taken",
-                (
-                    _sum(ledger.units, without=ledger.cancelled),
-                    before.available - after.available,
-                    None,
-                    _sum(units, without=cancelled),
-                ),
-            ),
-            Row("rows of the export", (ledger.exported, len(after.placed), None, None)),
+            Row("cents in orders", (_sum(ledger.placed), after.in_lines, None, _sum(placed)), beside=(None,)),
+            Row("cents owed", owed, beside=(None,)),
+            Row("products taken", (*taken, _sum(units, without=cancelled)), beside=(None,)),
+            Row("rows of the export", (ledger.exported, len(after.placed), None, None), beside=(None,)),
         ),
+    )
+
+
+def _told_of(
+    name: str,
+    kind: type[OrderPlaced | OrderCancelled],
+    answered: Mapping[int, int],
+    committed: Mapping[int, int],
+    *,
+    tally: Tally,
+    received: Received,
+) -> Row:
+    """Answered, committed, published and received are the same orders; that a copy came again is no mistake."""
+    messages = received.of(kind)
+    published = tally.published[message_name(kind).name]
+    return Row(
+        name,
+        (len(answered), len(committed), len(published), len(messages)),
+        same=answered == committed == received.cents(kind) and published == messages.keys(),
+        beside=(received.again[kind],),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, inspect, select, update
@@ -15,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from pipeline_mediator.cli.errors import CommandError
 from pipeline_mediator.errors import MissingExtraError
 from pipeline_mediator.examples.orders.database import create_engine, create_tables
-from pipeline_mediator.examples.orders.tables import Base, Customer, Order, OrderLine, Product, Reorder
+from pipeline_mediator.examples.orders.tables import OUTBOX, Base, Customer, Order, OrderLine, Product, Reorder
+from pipeline_mediator.outbox.sqlalchemy import SQLAlchemyOutbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["Contents", "open_engine", "own_tables", "read_contents"]
+__all__ = ["Contents", "open_engine", "own_tables", "read_contents", "unpublished", "until_published"]
 
 SECONDS = 10.0
-"""How long the database may take to answer."""
+"""How long the database may take to answer, and the relay to publish one message more."""
+
+LOOK = 0.05
+"""Seconds from one look into the outbox to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class Contents:
 
     placed: dict[int, int]
     """Cents by order, cancelled ones too."""
+    known: dict[str, int]
+    """Orders by their payment key."""
     cancelled: dict[int, int]
     in_lines: int
     """Cents of all order lines together."""
@@ -105,19 +112,40 @@ async def read_contents(engine: AsyncEngine) -> Contents:
     """Count, in one transaction, apart from the application."""
     with _explained(engine):
         async with asyncio.timeout(SECONDS), AsyncSession(engine) as session:
-            orders = (await session.execute(select(Order.id, Order.total_cents, Order.status))).all()
+            columns = select(Order.id, Order.customer_id, Order.reference, Order.total_cents, Order.status)
+            orders = (await session.execute(columns)).all()
 
             async def total(expression: Any) -> int:
                 return int(await session.scalar(select(func.coalesce(func.sum(expression), 0))) or 0)
 
             return Contents(
                 placed={order.id: order.total_cents for order in orders},
+                known={f"{order.customer_id}/{order.reference}": order.id for order in orders},
                 cancelled={order.id: order.total_cents for order in orders if order.status == "cancelled"},
                 in_lines=await total(OrderLine.quantity * OrderLine.price_cents),
                 owed=await total(Customer.owed_cents),
                 available=await total(Product.available),
                 reorders=await session.scalar(select(func.count(Reorder.id))) or 0,
             )
+
+
+async def unpublished(engine: AsyncEngine) -> int:
+    """How many messages are in the outbox."""
+    with _explained(engine):
+        async with asyncio.timeout(SECONDS):
+            return (await SQLAlchemyOutbox(engine, OUTBOX).health()).pending
+
+
+async def until_published(engine: AsyncEngine) -> None:
+    """Wait until a relay has emptied the outbox. Raises `CommandError` if it gets no further."""
+    fewest = await unpublished(engine)
+    stuck_at = monotonic() + SECONDS
+    while left := await unpublished(engine):
+        if left < fewest:
+            fewest, stuck_at = left, monotonic() + SECONDS
+        if monotonic() > stuck_at:
+            raise CommandError(f"the relay gets no further: {left} messages are still in the outbox")
+        await asyncio.sleep(LOOK)
 
 
 def _taken(connection: Connection) -> list[str]:

@@ -23,6 +23,10 @@ class Ledger:
     def __init__(self) -> None:
         self.placed: dict[int, int] = {}
         """Cents by order."""
+        self.known: dict[str, int] = {}
+        """Orders by their payment key."""
+        self.repeated: set[str] = set()
+        """Payment keys of orders that the service said to have already."""
         self.units: dict[int, int] = {}
         """Products taken from the stock, by order."""
         self.cancelled: set[int] = set()
@@ -60,17 +64,20 @@ class Ledger:
 
     async def _place(self, client: httpx.AsyncClient, visit: Visit) -> int | None:
         answer = await self._send(client, self.commands, "POST", "/orders", visit.body)
+        if _error_of(answer) == "RepeatedReferenceError":
+            self.repeated.add(visit.payment_key)
         if answer.status_code != HTTPStatus.CREATED:
             return None
         receipt: dict[str, int] = answer.json()
         order_id = receipt["order_id"]
+        self.known[visit.payment_key] = order_id
         self.placed[order_id] = receipt["total_cents"]
         self.units[order_id] = visit.units
         return order_id
 
     async def _cancel(self, client: httpx.AsyncClient, order_id: int) -> None:
         answer = await self._send(client, self.commands, "POST", f"/orders/{order_id}/cancel")
-        if answer.status_code == HTTPStatus.NO_CONTENT:
+        if answer.status_code == HTTPStatus.NO_CONTENT or _error_of(answer) == "AlreadyCancelledError":
             self.cancelled.add(order_id)
 
     async def _send(

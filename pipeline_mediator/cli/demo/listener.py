@@ -1,11 +1,11 @@
-"""A subscriber to what the service publishes: it decodes every message and writes it down."""
+"""Who listens to what the service publishes, decodes every message, and writes down what came and what came again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline_mediator.cli.errors import CommandError
 from pipeline_mediator.codec import Codec
@@ -17,36 +17,52 @@ if TYPE_CHECKING:
 
     from pipeline_mediator.message_brokers.protocol import Subscription
 
-__all__ = ["Received", "listen_to_redis", "listen_to_subscription"]
+__all__ = ["Received", "Taker", "listen_to_stream", "listen_to_subscription"]
 
-SECONDS = 10.0
-"""How long the last message may take after everything was published."""
+PAGE = 500
+"""Entries of a stream that are read at a time."""
 
-END = b"end"
+E = TypeVar("E", bound=OrderPlaced | OrderCancelled)
+
+
+class Taker(Protocol):
+    """Takes what a subscriber gets."""
+
+    def take(self, body: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
+        """Take one message; when this returns, it may be acknowledged."""
+        ...
 
 
 class Received:
-    """What arrived."""
+    """What arrived: at least once was promised, so a message counts by its id, and its further copies apart."""
 
     def __init__(self) -> None:
-        self.placed: dict[int, OrderPlaced] = {}
-        self.cancelled: dict[int, OrderCancelled] = {}
-        self.messages: Counter[str] = Counter()
-        """Every copy counts."""
+        self.messages: dict[str, OrderPlaced | OrderCancelled] = {}
+        """By message id, in the order in which the first copies came."""
+        self.again: Counter[type] = Counter()
+        """Further copies."""
         self._codec = Codec(OrderPlaced, OrderCancelled)
 
-    def take(self, body: bytes, content_type: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def take(self, body: bytes, content_type: str | None, headers: Mapping[str, str]) -> None:
         """Decode one message and keep it."""
-        message = self._codec.decode(body, content_type, headers).message
-        self.messages[type(message).__name__] += 1
-        if isinstance(message, OrderPlaced):
-            self.placed[message.order_id] = message
-        elif isinstance(message, OrderCancelled):
-            self.cancelled[message.order_id] = message
+        decoded = self._codec.decode(body, content_type, headers)
+        message_id = decoded.facts.message_id
+        if message_id in self.messages:
+            self.again[type(decoded.message)] += 1
+        else:
+            self.messages[message_id] = decoded.message
+
+    def of(self, kind: type[E]) -> dict[str, E]:
+        """The messages of this type."""
+        return {message_id: message for message_id, message in self.messages.items() if isinstance(message, kind)}
+
+    def cents(self, kind: type[OrderPlaced | OrderCancelled]) -> dict[int, int]:
+        """What the messages of this type say: cents by order."""
+        return {message.order_id: message.total_cents for message in self.of(kind).values()}
 
 
 @asynccontextmanager
-async def listen_to_subscription(subscription: Subscription, received: Received) -> AsyncGenerator[None]:
+async def listen_to_subscription(subscription: Subscription, taker: Taker) -> AsyncGenerator[None]:
     """Listen as long as the block lasts; whoever publishes in this process waits until its message is settled."""
 
     async def listen() -> None:
@@ -55,17 +71,24 @@ async def listen_to_subscription(subscription: Subscription, received: Received)
             while True:
                 deliveries = await subscription.receive(100)
                 for delivery in deliveries:
-                    received.take(delivery.body, delivery.content_type, delivery.headers)
+                    taker.take(delivery.body, delivery.content_type, delivery.headers)
                     delivery.outcome = Ack()
                 await subscription.settle(deliveries)
 
-    async with _in_background(listen()):
+    listening = asyncio.create_task(listen())
+    try:
         yield
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+        failure = None if listening.cancelled() else listening.exception()
+    if failure is not None:
+        raise failure
 
 
 @asynccontextmanager
-async def listen_to_redis(url: str, channel: str, received: Received) -> AsyncGenerator[None]:
-    """Subscribe; when the block ends, wait for everything that was published on the channel before."""
+async def listen_to_stream(url: str, stream: str, taker: Taker) -> AsyncGenerator[None]:
+    """When the block ends, take all that was written to the stream, and delete it."""
     from redis.asyncio import Redis
     from redis.exceptions import RedisError
 
@@ -73,45 +96,21 @@ async def listen_to_redis(url: str, channel: str, received: Received) -> AsyncGe
     client = redis.from_url(url)
     failures = (RedisError, OSError)
     try:
-        subscription = client.pubsub()
+        yield
         try:
-            await subscription.subscribe(channel)
+            await _read(client, stream, taker)
         except failures as error:
-            raise _lost(error) from error
-        async with _in_background(_listen(subscription, received)) as listening:
-            yield
-            try:
-                # One channel is in order: what was published before this arrives before this.
-                await client.publish(channel, END)
-                await asyncio.wait_for(asyncio.shield(listening), SECONDS)
-            except failures as error:
-                raise _lost(error) from error
+            raise CommandError(f"the subscriber lost Redis: {str(error) or type(error).__name__}") from error
     finally:
+        with suppress(*failures):
+            await client.delete(stream)
         await client.aclose()
 
 
-async def _listen(subscription: Any, received: Received) -> None:
-    async with subscription:
-        async for message in subscription.listen():
-            if message["data"] == END:
-                return
-            if message["type"] == "message":
-                received.take(message["data"])
-
-
-@asynccontextmanager
-async def _in_background(coroutine: Any) -> AsyncGenerator[asyncio.Task[None]]:
-    """Run it beside the block, and end it with the block; its error is raised then."""
-    task: asyncio.Task[None] = asyncio.create_task(coroutine)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        failure = None if task.cancelled() else task.exception()
-    if failure is not None:
-        raise failure
-
-
-def _lost(error: Exception) -> CommandError:
-    return CommandError(f"the subscriber lost Redis: {str(error) or type(error).__name__}")
+async def _read(client: Any, stream: str, taker: Taker) -> None:
+    last = "-"
+    while entries := await client.xrange(stream, last, count=PAGE):
+        for _, fields in entries:
+            headers = {name.decode(): value.decode() for name, value in fields.items() if name != b"data"}
+            taker.take(fields[b"data"], headers.pop("datacontenttype", None), headers)
+        last = f"({entries[-1][0].decode()}"

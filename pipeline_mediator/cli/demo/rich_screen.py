@@ -46,8 +46,8 @@ class RichScreen:
 
     def table(self, table: Table) -> None:
         """In columns; what does not add up is red."""
-        drawn = RichTable(box=box.SIMPLE_HEAD)
-        drawn.add_column("")
+        drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        drawn.add_column("", no_wrap=True)
         for source in (*table.sources, ""):
             drawn.add_column(source, justify="right")
         for row in table.rows:

@@ -13,9 +13,10 @@ from uuid import uuid4
 import httpx
 
 from pipeline_mediator.cli.demo.count import answers_as_text, orders_table, transactions_table
-from pipeline_mediator.cli.demo.database import open_engine, own_tables, read_contents
+from pipeline_mediator.cli.demo.database import open_engine, own_tables, read_contents, until_published
 from pipeline_mediator.cli.demo.ledger import Ledger
-from pipeline_mediator.cli.demo.listener import Received, listen_to_redis, listen_to_subscription
+from pipeline_mediator.cli.demo.listener import Received, listen_to_stream, listen_to_subscription
+from pipeline_mediator.cli.demo.outage import CLIENTS, open_outage
 from pipeline_mediator.cli.demo.payments import UnreliablePayments
 from pipeline_mediator.cli.demo.tally import Tally
 from pipeline_mediator.cli.demo.visits import plan_visits
@@ -24,6 +25,7 @@ from pipeline_mediator.examples.orders.messages import OrderPlaced, PlaceOrder
 from pipeline_mediator.examples.orders.payments import SandboxPayments
 from pipeline_mediator.examples.orders.web import create_web
 from pipeline_mediator.message_brokers import MemoryBroker
+from pipeline_mediator.outbox import OutboxRelay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -39,16 +41,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Demo", "describe", "open_demo", "run"]
 
-CLIENTS = 8
-"""How many send at the same time."""
+ADDS_UP = (
+    "It adds up: what was answered was committed, published and received, and nothing else was; also of the service "
+    "that was killed."
+)
 
-ADDS_UP = "It adds up: what was answered was committed, published and received, and nothing else was."
 
-
-async def run(screen: Screen, database_url: str | None, redis_url: str | None, orders: int, seed: int) -> bool:
+async def run(
+    screen: Screen, database_url: str | None, redis_url: str | None, orders: int, seed: int, *, log: str | None = None
+) -> bool:
     """The whole demo on a screen; whether it added up."""
+    failures = [
+        *await _run_in_process(screen, database_url, redis_url, orders, seed),
+        *await _run_outage(screen, database_url, redis_url, orders, seed, log=log),
+    ]
+    screen.verdict(ADDS_UP if not failures else f"It does not add up: {', '.join(failures)}.", good=not failures)
+    return not failures
+
+
+async def _run_in_process(
+    screen: Screen, database_url: str | None, redis_url: str | None, orders: int, seed: int
+) -> list[str]:
     async with open_demo(database_url, redis_url, orders, seed) as demo:
-        screen.heading("The stack, as compiled for an order and for the event that it causes")
+        screen.heading("The stack, compiled for an order, for the event it causes, and for the relay")
         screen.text("\n\n".join(demo.mediator.describe(message_type) for message_type in (PlaceOrder, OrderPlaced)))
         screen.heading(f"Sending {orders} orders from {CLIENTS} clients at a time")
         started = perf_counter()
@@ -57,13 +72,27 @@ async def run(screen: Screen, database_url: str | None, redis_url: str | None, o
         seconds = perf_counter() - started
         screen.heading("What the clients were told")
         screen.text(answers_as_text(demo.ledger))
-        tables = await demo.count()
+        failures = _show(screen, await demo.count())
+        screen.text(demo.pace(seconds))
+    return failures
+
+
+async def _run_outage(
+    screen: Screen, database_url: str | None, redis_url: str | None, orders: int, seed: int, *, log: str | None
+) -> list[str]:
+    async with open_outage(database_url, redis_url, orders, seed, log=log) as outage:
+        screen.heading("The same with the service in a process of its own, killed twice (kill -9)")
+        with screen.progress("orders", orders) as advance:
+            await outage.send(advance)
+        screen.text("\n".join(outage.told))
+        return _show(screen, await outage.count())
+
+
+def _show(screen: Screen, tables: Sequence[Table]) -> list[str]:
+    """What does not add up in them."""
     for table in tables:
         screen.table(table)
-    screen.text(demo.pace(seconds))
-    failures = [name for table in tables for name in table.failures]
-    screen.verdict(ADDS_UP if not failures else f"It does not add up: {', '.join(failures)}.", good=not failures)
-    return not failures
+    return [name for table in tables for name in table.failures]
 
 
 class Demo:
@@ -89,7 +118,7 @@ class Demo:
         self._before = before
 
     async def send(self, advance: Callable[[], None] = lambda: None) -> None:
-        """Send every order, and wait until the subscriber has what was published."""
+        """Send every order, and wait until the relay has published what they caused."""
         # A crash is to be a status here, as it is for a client elsewhere.
         service = httpx.ASGITransport(create_web(self.mediator), raise_app_exceptions=False)
         async with (
@@ -101,6 +130,7 @@ class Demo:
                 for _ in range(CLIENTS):
                     clients.create_task(self._send(client, waiting, advance))
             await self.ledger.export(client)
+            await until_published(self.engine)
 
     async def _send(self, client: httpx.AsyncClient, waiting: Iterator[Visit], advance: Callable[[], None]) -> None:
         for visit in waiting:
@@ -117,11 +147,11 @@ class Demo:
 
     def pace(self, seconds: float) -> str:
         """What was seen on this machine; no promise."""
-        events = self.tally.published.total() + self.tally.handled.total()
+        events = sum(map(len, self.tally.published.values())) + self.tally.handled.total()
         messages = self.ledger.requests + events
         return (
             f"{self.ledger.requests} requests and {events} events in {seconds:.2f} s: {messages / seconds:,.0f} "
-            "messages/s, with clients, service and subscriber in one process.\n"
+            "messages/s, with clients, service, relay and subscriber in one process.\n"
             f"{self.tally.committed_later} orders were committed in a second or third attempt."
         )
 
@@ -140,7 +170,7 @@ async def open_demo(
             broker, listen = _broker(redis_url)
             async with own_tables(engine, orders):
                 demo = Demo(engine, broker, listen, plan_visits(orders, seed), await read_contents(engine))
-                async with demo.mediator:
+                async with demo.mediator, OutboxRelay(demo.mediator):
                     yield demo
         finally:
             await engine.dispose()
@@ -150,11 +180,11 @@ def _broker(redis_url: str | None) -> tuple[MessageBroker, Callable[[Received], 
     if redis_url is None:
         memory = MemoryBroker()
         return memory, partial(listen_to_subscription, memory.subscribe("orders", name="demo"))
-    from pipeline_mediator.message_brokers import RedisMessageBroker
+    from pipeline_mediator.message_brokers import RedisStreamBroker
 
-    # A prefix of this run's own: others may listen to "orders" on that server.
+    # A prefix of this run's own: others may have a stream "orders" on that server.
     prefix = f"pipeline-mediator-demo.{uuid4().hex}."
-    return RedisMessageBroker(redis_url, channel_prefix=prefix), partial(listen_to_redis, redis_url, f"{prefix}orders")
+    return RedisStreamBroker(redis_url, stream_prefix=prefix), partial(listen_to_stream, redis_url, f"{prefix}orders")
 
 
 def describe(form: Literal["text", "json", "mermaid"]) -> str:

@@ -78,5 +78,5 @@ class PlainScreen:
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text."""
-    values = ("" if value is None else f"{value:,}" for value in row.values)
+    values = ("" if value is None else f"{value:,}" for value in (*row.values, *row.beside))
     return (row.name, *values, "ok" if row.adds_up else "WRONG")

@@ -15,6 +15,8 @@ class Row:
     values: tuple[int | None, ...]
     same: bool = True
     """False where the figures may be equal and yet are of different orders."""
+    beside: tuple[int | None, ...] = ()
+    """Figures that are shown behind the others, and need not be equal to anything."""
 
     @property
     def adds_up(self) -> bool:

@@ -1,0 +1,68 @@
+"""Destinations that take no messages at the moment, each left alone for a while of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from pipeline_mediator.outbox.trouble import Trouble
+
+if TYPE_CHECKING:
+    from tenacity.wait import WaitBaseT
+
+__all__ = ["Destinations"]
+
+_SHARE: Final = 4
+"""A destination that hangs holds the rows of others in the same batch: it is left alone this much longer than tried."""
+
+
+class Destinations:
+    """A circuit breaker for each destination, in memory of this relay alone.
+
+    One that has taken nothing is left out for a pause. Then it is open to one message, the probe: taken, all is well;
+    refused, the next pause is longer.
+    """
+
+    def __init__(self, pauses: WaitBaseT) -> None:
+        self._pauses = pauses
+        self._closed: dict[str, _Closed] = {}
+
+    def left_out(self) -> list[str]:
+        """Those that are left alone now."""
+        now = anyio.current_time()
+        return [name for name, closed in self._closed.items() if closed.until > now]
+
+    def next_probe(self) -> float:
+        """Seconds until the first of them may be tried again; infinite without one."""
+        now = anyio.current_time()
+        return min((max(0.0, one.until - now) for one in self._closed.values() if one.until > now), default=math.inf)
+
+    def failures_of(self, name: str) -> int:
+        """How often it has refused in a row; 0 for one that works, as far as is known."""
+        closed = self._closed.get(name)
+        return 0 if closed is None else closed.trouble.failures
+
+    def refused(self, name: str, error: BaseException, tried: float) -> None:
+        """It took nothing, and needed `tried` seconds to say so."""
+        closed = self._closed.get(name)
+        if closed is None:
+            closed = self._closed[name] = _Closed(
+                Trouble(f"{name!r} takes no messages", f"{name!r} takes messages again", self._pauses)
+            )
+        pause = closed.trouble.again(error, at_least=_SHARE * tried)
+        closed.until = anyio.current_time() + pause
+
+    def accepted(self, name: str) -> None:
+        """It took a message."""
+        if self._closed and (closed := self._closed.pop(name, None)) is not None:
+            closed.trouble.over()
+
+
+class _Closed:
+    __slots__ = ("trouble", "until")
+
+    def __init__(self, trouble: Trouble) -> None:
+        self.trouble = trouble
+        self.until = 0.0

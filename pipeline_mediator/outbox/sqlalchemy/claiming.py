@@ -1,0 +1,125 @@
+"""Choosing lanes, counting the attempt on them, and what a lane that killed relays is treated like."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, bindparam, case, literal_column, not_, or_, select, update
+
+from pipeline_mediator.outbox.sqlalchemy.batch import DIED, Alone, Found
+from pipeline_mediator.outbox.sqlalchemy.clock import NOW
+from pipeline_mediator.outbox.sqlalchemy.sql import among
+from pipeline_mediator.outbox.sqlalchemy.tables import PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement, Connection, Select
+
+    from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
+
+__all__ = ["LANES_AT_A_TIME", "Claiming"]
+
+LANES_AT_A_TIME = 16
+"""A quarter of them, so that several relays find work."""
+
+_SUSPICIOUS = literal_column("2")
+"""From this many crashes in a row on, a lane is taken alone, one row at a time, until the rows of one batch are past."""
+
+
+class Claiming:
+    """Counts an attempt on lanes before it is made: only who comes back takes the count back."""
+
+    def __init__(self, tables: OutboxTables, dialect: str, work: Select[Any]) -> None:
+        self._dialect = dialect
+        lanes, rows = tables.lanes, tables.rows
+        self._work = work.order_by(lanes.c.served_at, lanes.c.lane)
+        begins_now = and_(lanes.c.alone == literal_column("0"), lanes.c.crashes >= _SUSPICIOUS)
+        # In this order: MariaDB and MySQL see in the second expression what the first has written.
+        attempt = (
+            (lanes.c.alone, case((begins_now, bindparam("batch")), else_=lanes.c.alone)),
+            (lanes.c.crashes, lanes.c.crashes + literal_column("1")),
+            (lanes.c.served_at, NOW),
+        )
+        self._looking = self._work.add_columns(_suspicious(lanes))
+        self._at_once = self._claim_at_once(lanes, attempt)
+        self._free = (
+            select(lanes.c.lane)
+            .where(among(lanes.c.lane, "lanes", dialect), bindparam("alone") == _suspicious(lanes))
+            .with_for_update(skip_locked=True)
+        )
+        self._attempt = update(lanes).where(among(lanes.c.lane, "lanes", dialect)).ordered_values(*attempt)
+        self._left_alone = select(lanes.c.lane, lanes.c.alone).where(among(lanes.c.lane, "lanes", dialect))
+        self._count = (
+            update(rows)
+            .where(rows.c.id == bindparam("row"), rows.c.state == PENDING)
+            .values(failures=bindparam("count"), last_error=bindparam("error"))
+        )
+
+    def claim(self, connection: Connection, limit: int) -> tuple[list[int], int]:
+        """Lanes with work that nobody has, and how many rows are to be taken alone if it is only one: else 0.
+
+        Committed by the caller before anything is published.
+        """
+        if self._dialect == "postgresql":
+            claimed = connection.execute(self._at_once, {"batch": limit}).all()
+        else:
+            claimed = self._claim_step_by_step(connection, limit)
+        return [lane for lane, _ in claimed], max((alone for _, alone in claimed), default=0)
+
+    def count(self, connection: Connection, found: Found, left: int) -> Alone:
+        """Count in advance that the relay died over the one row that was found."""
+        (row,) = found.rows
+        counted = replace(row, failures=row.failures + 1, crashed=True)
+        connection.execute(self._count, {"row": row.id, "count": counted.failures, "error": DIED})
+        found.rows[0] = counted
+        return Alone(row.failures, found.last_error, left)
+
+    def _claim_at_once(self, lanes: Any, attempt: tuple[Any, ...]) -> Any:
+        """One statement, which is committed by itself. The locks of a CTE are taken once, and only as far as LIMIT."""
+        free = (
+            self._work.add_columns(lanes.c.served_at, _suspicious(lanes).label("suspicious"))
+            .limit(LANES_AT_A_TIME)
+            .with_for_update(of=lanes, skip_locked=True)
+            .cte("free")
+        )
+        first = select(free).order_by(free.c.served_at, free.c.lane).limit(1).subquery("first")
+        chosen = or_(
+            free.c.lane == select(first.c.lane).scalar_subquery(),
+            and_(not_(free.c.suspicious), not_(select(first.c.suspicious).scalar_subquery())),
+        )
+        return (
+            update(lanes)
+            .where(lanes.c.lane.in_(select(free.c.lane).where(chosen)))
+            .ordered_values(*attempt)
+            .returning(lanes.c.lane, lanes.c.alone)
+        )
+
+    def _claim_step_by_step(self, connection: Connection, limit: int) -> Sequence[Any]:
+        found = connection.execute(self._looking).all()
+        for candidates, alone in _turns(found):
+            free = connection.scalars(self._free, {"lanes": candidates, "alone": alone}).all()
+            if free:
+                connection.execute(self._attempt, {"lanes": free, "batch": limit})
+                return connection.execute(self._left_alone, {"lanes": free}).all()
+        return ()
+
+
+def _suspicious(lanes: Any) -> ColumnElement[bool]:
+    return or_(lanes.c.crashes >= _SUSPICIOUS, lanes.c.alone > literal_column("0"))
+
+
+def _turns(found: Sequence[Any]) -> list[tuple[list[int], bool]]:
+    """The lanes in the order of their turns: suspicious ones each alone, the others together."""
+    turns: list[tuple[list[int], bool]] = []
+    open_turn: list[int] | None = None
+    for lane, suspicious in found:
+        if suspicious:
+            turns.append(([lane], True))
+        elif open_turn is None or len(open_turn) == LANES_AT_A_TIME:
+            open_turn = [lane]
+            turns.append((open_turn, False))
+        else:
+            open_turn.append(lane)
+    return turns

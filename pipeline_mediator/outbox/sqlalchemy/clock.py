@@ -1,0 +1,42 @@
+"""The database's clock in SQL: hosts' clocks may differ by minutes, the database has one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Float, literal_column
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from pipeline_mediator.databases import seconds_ago
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+__all__ = ["NOW", "seconds_since"]
+
+NOW: Final = seconds_ago(literal_column("0"))
+"""This moment; not the beginning of the transaction, which may have been long ago."""
+
+
+class seconds_since(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is
+    """`seconds_since(column)`: how long ago that was; negative in the future."""
+
+    type: TypeEngine[float] = Float()
+    inherit_cache = True
+
+
+@compiles(seconds_since, "postgresql")
+def _on_postgresql(element: seconds_since, compiler: SQLCompiler, **options: Any) -> str:
+    return f"extract(epoch from clock_timestamp() - {compiler.process(element.clauses, **options)})::float8"
+
+
+@compiles(seconds_since, "mysql", "mariadb")
+def _on_mysql(element: seconds_since, compiler: SQLCompiler, **options: Any) -> str:
+    return f"TIMESTAMPDIFF(MICROSECOND, {compiler.process(element.clauses, **options)}, UTC_TIMESTAMP(6)) / 1e6"
+
+
+@compiles(seconds_since, "sqlite")
+def _on_sqlite(element: seconds_since, compiler: SQLCompiler, **options: Any) -> str:
+    return f"(julianday('now') - julianday({compiler.process(element.clauses, **options)})) * 86400.0"

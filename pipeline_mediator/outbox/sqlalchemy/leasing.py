@@ -1,0 +1,165 @@
+"""Taking the outbox on SQLite: no transaction may be open while publishing, so a row says whose it is and how long."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import msgspec
+from sqlalchemy import Float, bindparam, null, select, update
+from sqlalchemy.exc import OperationalError
+
+from pipeline_mediator.concurrency import finish
+from pipeline_mediator.databases import seconds_ago
+from pipeline_mediator.outbox.protocol import LANES
+from pipeline_mediator.outbox.sqlalchemy.batch import TakenBatch
+from pipeline_mediator.outbox.sqlalchemy.claiming import LANES_AT_A_TIME, Claiming
+from pipeline_mediator.outbox.sqlalchemy.clock import NOW
+from pipeline_mediator.outbox.sqlalchemy.errors import lease_lost
+from pipeline_mediator.outbox.sqlalchemy.process import ProcessName
+from pipeline_mediator.outbox.sqlalchemy.tables import WHOLE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection
+
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from pipeline_mediator.outbox.protocol import Policy
+    from pipeline_mediator.outbox.sqlalchemy.reading import Reading
+    from pipeline_mediator.outbox.sqlalchemy.settling import Settling
+    from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
+
+__all__ = ["Leasing"]
+
+_BUSY = 5
+"""SQLite's primary result code for a lock that another connection has."""
+_SECONDS = 30.0
+"""For what a database should answer at once."""
+
+
+class _Owner(msgspec.Struct, frozen=True):
+    token: str
+    process: ProcessName
+
+
+@dataclass(slots=True)
+class _Taking:
+    limit: int
+    policy: Policy
+    without: Collection[str]
+    owner: str
+    batch: TakenBatch | None = None
+
+
+class Leasing:
+    """One lease for the whole outbox, taken with a batch and given up with it; a dead owner's is taken over at once."""
+
+    def __init__(self, engine: AsyncEngine, tables: OutboxTables, reading: Reading, settling: Settling) -> None:
+        self._looking = engine.execution_options(sqlite_begin="DEFERRED")
+        self._engine = engine.execution_options(sqlite_begin="IMMEDIATE")
+        self._process = ProcessName.own()
+        self._reading = reading
+        self._settling = settling
+        self._work = reading.lanes_with_work().limit(1)
+        self._claiming = Claiming(tables, engine.dialect.name, reading.lanes_with_work())
+        lanes = tables.lanes
+        whole = lanes.c.lane == WHOLE
+        self._lease = select(lanes.c.owner, lanes.c.expires_at > NOW).where(whole)
+        self._own = (
+            update(lanes)
+            .where(whole)
+            .values(owner=bindparam("me"), expires_at=seconds_ago(-bindparam("lease", type_=Float())))
+        )
+        self._disown = update(lanes).where(whole).values(owner=null(), expires_at=null())
+
+    @asynccontextmanager
+    async def take(self, limit: int, policy: Policy, without: Collection[str]) -> AsyncGenerator[TakenBatch | None]:
+        """See `OutboxStore.take`."""
+        taking = _Taking(limit, policy, without, _encode(_Owner(uuid4().hex, self._process)))
+        try:
+            # Whole or not at all: lanes that are counted and then forgotten would look like a crash.
+            await finish(self._begin(taking), seconds=_SECONDS)
+            yield taking.batch
+        except BaseException:
+            # What went wrong in the end is less than what went wrong before.
+            with suppress(Exception):
+                await finish(self._end(taking), seconds=policy.lease)
+            raise
+        try:
+            await finish(self._end(taking), seconds=policy.lease)
+        except TimeoutError as error:
+            raise lease_lost("the database stayed locked for longer than the lease") from error
+
+    # -- taking --------------------------------------------------------------------------------------------------------
+
+    async def _begin(self, taking: _Taking) -> None:
+        async with self._looking.connect() as connection:
+            worth_it = await connection.run_sync(self._look, taking)
+        if worth_it:
+            async with self._engine.begin() as connection:
+                await connection.run_sync(self._take, taking)
+
+    def _look(self, connection: Connection, taking: _Taking) -> bool:
+        """Whether it is worth the write lock, for which writers would have to wait."""
+        if not self._is_free(connection):
+            return False
+        return connection.execute(self._work).first() is not None or self._reading.has_due(connection, taking.without)
+
+    def _take(self, connection: Connection, taking: _Taking) -> None:
+        if not self._is_free(connection):
+            return
+        limit, park = taking.limit, taking.policy.park
+        self._reading.wake(connection, limit, taking.without)
+        for _ in range(LANES // LANES_AT_A_TIME):
+            lanes, alone = self._claiming.claim(connection, limit)
+            if not lanes:
+                return
+            found = self._reading.find(connection, lanes, 1 if alone else limit, taking.without, park=park)
+            if found.rows or found.unreadable:
+                batch = TakenBatch(found, lanes, time.monotonic() + taking.policy.lease / 2)
+                if alone and found.rows:
+                    batch.alone = self._claiming.count(connection, found, alone)
+                connection.execute(self._own, {"me": taking.owner, "lease": taking.policy.lease})
+                taking.batch = batch
+                return
+            self._settling.leave(connection, lanes)
+
+    def _is_free(self, connection: Connection) -> bool:
+        owner, lasts = connection.execute(self._lease).one()
+        return owner is None or not lasts or _decode(owner).process.is_dead()
+
+    # -- leaving -------------------------------------------------------------------------------------------------------
+
+    async def _end(self, taking: _Taking) -> None:
+        """Whoever has the write lock for longer than `busy_timeout` must not make messages go out twice."""
+        if taking.batch is None:
+            return
+        give_up = time.monotonic() + taking.policy.lease
+        while True:
+            try:
+                async with self._engine.begin() as connection:
+                    await connection.run_sync(self._settle, taking, taking.batch)
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != _BUSY or time.monotonic() > give_up:
+                    raise
+            else:
+                return
+
+    def _settle(self, connection: Connection, taking: _Taking, batch: TakenBatch) -> None:
+        owner, _ = connection.execute(self._lease).one()
+        if owner != taking.owner:
+            raise lease_lost("another relay has taken the outbox over")
+        self._settling.settle(connection, batch, park=taking.policy.park)
+        connection.execute(self._disown)
+
+
+def _encode(owner: _Owner) -> str:
+    return msgspec.json.encode(owner).decode()
+
+
+def _decode(owner: str) -> _Owner:
+    return msgspec.json.decode(owner, type=_Owner)

@@ -1,0 +1,250 @@
+"""Finding the rows of a batch: the earliest of their keys, without a gap, by indexes alone."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, func, null, select, union_all, update
+
+from pipeline_mediator.outbox.protocol import Failure
+from pipeline_mediator.outbox.sqlalchemy.batch import Found
+from pipeline_mediator.outbox.sqlalchemy.clock import NOW, seconds_since
+from pipeline_mediator.outbox.sqlalchemy.rows import row_of
+from pipeline_mediator.outbox.sqlalchemy.sql import among, by_index, same
+from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING, WHOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select
+
+    from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
+
+__all__ = ["Reading"]
+
+_SECONDS = 5.0
+"""For how long rows are looked for behind others that are in the way; what is left is found next time."""
+_LANE = 13
+"""The position of the lane in a row that was read."""
+
+
+class Reading:
+    """What is due, read within whatever transaction makes its lanes one's own."""
+
+    def __init__(self, tables: OutboxTables, dialect: str) -> None:
+        self._rows = tables.rows
+        self._lanes = tables.lanes
+        self._dialect = dialect
+        self._first = cache(self._first_of_lanes)
+        self._delayed = self._destinations_with_delayed()
+        self._due = self._delayed_and_due()
+        self._wake = self._set_state(PENDING, null()).where(tables.rows.c.state == DELAYED)
+        self._delay = self._set_state(DELAYED, self._rows.c.key)
+        self._wait = self._set_state(WAITING, self._rows.c.key)
+
+    # -- lanes ---------------------------------------------------------------------------------------------------------
+
+    def lanes_with_work(self) -> Select[Any]:
+        """Lanes with something pending; one probe of an index for each."""
+        rows, lanes = self._rows, self._lanes
+        first = (
+            select(rows.c.id)
+            .where(rows.c.state == PENDING, same(rows.c.lane, lanes.c.lane))
+            .order_by(rows.c.lane, rows.c.id)
+            .limit(1)
+        )
+        work = by_index(first, rows, self._index("lane")).scalar_subquery().is_not(None)
+        return select(lanes.c.lane).where(lanes.c.lane < WHOLE, work)
+
+    # -- delayed rows whose time has come ------------------------------------------------------------------------------
+
+    def wake(self, connection: Connection, limit: int, without: Collection[str]) -> bool:
+        """Make pending what backed off long enough and what waited for its destination; whether there was any."""
+        woken = False
+        for destination in self._destinations_due(connection, without):
+            ids = connection.scalars(self._due, {"destination": destination, "limit": limit}).all()
+            if ids:
+                # Another relay may be doing the same.
+                woken = connection.execute(self._wake, {"ids": ids}).rowcount > 0 or woken
+        return woken
+
+    def has_due(self, connection: Connection, without: Collection[str]) -> bool:
+        """Whether `wake` would find something."""
+        return bool(self._destinations_due(connection, without))
+
+    def _destinations_due(self, connection: Connection, without: Collection[str]) -> list[str]:
+        return [name for name in connection.scalars(self._delayed) if name not in without]
+
+    def _destinations_with_delayed(self) -> Select[Any]:
+        """One probe of an index for each, however many rows are delayed."""
+        destinations = self._delayed_destinations()
+        first = self._first_delayed(destinations.c.destination)
+        return select(destinations.c.destination).where(first.scalar_subquery() <= NOW)
+
+    def _delayed_destinations(self) -> Any:
+        """Their names, from one to the next as they stand in the index."""
+        rows = self._rows
+        first = select(func.min(rows.c.destination).label("destination")).where(rows.c.state == DELAYED)
+        found = first.cte("delayed", recursive=True)
+        following = rows.alias("following")
+        after = select(func.min(following.c.destination)).where(
+            following.c.state == DELAYED, following.c.destination > found.c.destination
+        )
+        return found.union_all(select(after.scalar_subquery()).where(found.c.destination.is_not(None)))
+
+    def seconds_since_next_due(self) -> Select[Any]:
+        """Of what is not due yet; negative."""
+        destinations = self._delayed_destinations()
+        next_due = self._first_delayed(destinations.c.destination, not_before=NOW)
+        return select(seconds_since(func.min(next_due.scalar_subquery()))).select_from(destinations)
+
+    def _first_delayed(self, destination: Any, not_before: Any = None) -> Select[Any]:
+        """When the first delayed row of a destination is due."""
+        rows = self._rows.alias("delayed_row")
+        query = (
+            select(rows.c.available_at)
+            .where(rows.c.state == DELAYED, same(rows.c.destination, destination))
+            .order_by(rows.c.destination, rows.c.available_at)
+            .limit(1)
+        )
+        if not_before is not None:
+            query = query.where(rows.c.available_at > not_before)
+        return by_index(query, rows, self._index("delayed"))
+
+    def _delayed_and_due(self) -> Select[Any]:
+        rows = self._rows
+        query = (
+            select(rows.c.id)
+            .where(rows.c.state == DELAYED, same(rows.c.destination, bindparam("destination")))
+            .where(rows.c.available_at <= NOW)
+            .order_by(rows.c.destination, rows.c.available_at)
+            .limit(bindparam("limit"))
+        )
+        return by_index(query, rows, self._index("delayed"))
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def find(
+        self, connection: Connection, lanes: Sequence[int], limit: int, without: Collection[str], *, park: bool
+    ) -> Found:
+        """Rows to publish, and nothing that would overtake an earlier message of its key.
+
+        What is in the way is taken out of the index, once: rows of destinations that are left out, and rows behind an
+        earlier one of their key.
+        """
+        give_up = time.monotonic() + _SECONDS
+        while True:
+            raw = self._read(connection, lanes, limit)
+            found, aside = _sort_out(raw, without, park=park)
+            if aside.delayed:
+                connection.execute(self._delay, {"ids": aside.delayed})
+            if aside.waiting:
+                connection.execute(self._wait, {"ids": aside.waiting})
+            if found.rows or found.unreadable or len(raw) < limit or time.monotonic() > give_up:
+                return found
+
+    def _read(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[Any]:
+        """The first rows of the lanes, an equal share of each; what some lanes lack is made up from the others.
+
+        Each lane's rows are of one statement: what was committed between two of them may belong before what the second
+        one reads.
+        """
+        of_lane: dict[int, list[Any]] = {}
+        wanted, share = list(lanes), 0
+        while wanted and (lacking := limit - sum(map(len, of_lane.values()))) > 0:
+            share += -(-lacking // len(wanted))
+            for lane in wanted:
+                of_lane[lane] = []
+            parameters = {f"lane_{position}": lane for position, lane in enumerate(wanted)}
+            for row in connection.execute(self._first(len(wanted)), {**parameters, "share": share}):
+                of_lane[row[_LANE]].append(row)
+            wanted = [lane for lane in wanted if len(of_lane[lane]) == share]
+        raw = [row for rows in of_lane.values() for row in rows]
+        raw.sort(key=_id)
+        return raw[:limit]
+
+    def message_columns(self) -> tuple[Any, ...]:
+        """What `message_of` reads."""
+        c = self._rows.c
+        return c.id, c.message_id, c.name, c.version, c.destination, c.content_type, c.headers, c.body, c.key
+
+    def _first_of_lanes(self, lanes: int) -> Any:
+        shares = [self._first_of_lane(position) for position in range(lanes)]
+        if lanes == 1:
+            return shares[0]
+        return union_all(*(select(share.subquery(f"lane_{position}")) for position, share in enumerate(shares)))
+
+    def _first_of_lane(self, position: int) -> Select[Any]:
+        rows = self._rows
+        blocking = rows.alias("blocking")
+        front: ScalarSelect[Any] = by_index(
+            select(blocking.c.id)
+            .where(same(blocking.c.hold, rows.c.key), *self._to_the_end(blocking.c.hold, rows.c.key))
+            .order_by(blocking.c.hold, blocking.c.id)
+            .limit(1),
+            blocking,
+            self._index("hold"),
+        ).scalar_subquery()
+        query = (
+            select(
+                *self.message_columns(),
+                rows.c.failures,
+                seconds_since(rows.c.created_at).label("age"),
+                front.label("front"),
+                rows.c.last_error,
+                rows.c.lane,
+            )
+            .where(rows.c.state == PENDING, same(rows.c.lane, bindparam(f"lane_{position}")))
+            .order_by(rows.c.lane, rows.c.id)
+            .limit(bindparam("share"))
+        )
+        return by_index(query, rows, self._index("lane"))
+
+    def _to_the_end(self, one: Any, other: Any) -> list[ColumnElement[bool]]:
+        # MariaDB and MySQL hold texts equal that differ in spaces at the end.
+        return [func.length(one) == func.length(other)] if self._dialect in {"mysql", "mariadb"} else []
+
+    def _set_state(self, state: Any, hold: Any) -> Any:
+        rows = self._rows
+        return update(rows).where(among(rows.c.id, "ids", self._dialect)).values(state=state, hold=hold)
+
+    def _index(self, purpose: str) -> str:
+        return f"ix_{self._rows.name}_{purpose}"
+
+
+class _Aside:
+    def __init__(self) -> None:
+        self.delayed: list[int] = []
+        self.waiting: list[int] = []
+
+
+def _sort_out(raw: Sequence[Any], without: Collection[str], *, park: bool) -> tuple[Found, _Aside]:
+    found, aside = Found(), _Aside()
+    held: set[str] = set()
+    for row in raw:
+        number, key, front = row[0], row[8], row[11]
+        if without and row[4] in without:
+            aside.delayed.append(number)
+        elif key is not None and (key in held or (front is not None and front < number)):
+            aside.waiting.append(number)
+        else:
+            read = row_of(row)
+            found.last_error = row[12]
+            if front is not None:
+                found.followed[number] = key
+            if not isinstance(read, Failure):
+                found.rows.append(read)
+                continue
+            found.unreadable[number] = (read, key, row[9] + 1)
+            if park:
+                continue
+        if key is not None:
+            held.add(key)
+    return found, aside
+
+
+def _id(row: Any) -> int:
+    number: int = row[0]
+    return number

@@ -1,0 +1,131 @@
+"""Programs of the named scenarios, each with its accident at one certain point; arguments: NAME DATABASE REDIS."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from sqlalchemy import event
+
+from pipeline_mediator.errors import LeaseLostError
+from pipeline_mediator.outbox.protocol import Policy
+from tests.faults.brokers import HookedBroker, die, stop
+from tests.faults.consumer import Consumer
+from tests.faults.life import end_with_parent
+from tests.faults.scene import Scene, scene_on
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy import Connection
+
+    from pipeline_mediator.codec import Decoded
+
+
+async def die_before_the_commit(scene: Scene) -> None:
+    """When all rows are written."""
+    _die_at_commit(scene)
+    await scene.send(scene.command("a", notes=1))
+
+
+async def die_after_the_commit(scene: Scene) -> None:
+    await scene.send(scene.command("a", notes=1))
+    die()
+
+
+async def relay_and_die_after_the_broker_accepted(scene: Scene) -> None:
+    await scene.drain(HookedBroker(scene.redis, after=die))
+
+
+async def relay_and_die_with_a_part_accepted(scene: Scene) -> None:
+    await scene.drain(HookedBroker(scene.redis, after=die, limit=3))
+
+
+async def relay_and_stop_before_the_broker_is_asked(scene: Scene) -> None:
+    with suppress(LeaseLostError):
+        await scene.drain(HookedBroker(scene.redis, before=stop), lease=1.0)
+
+
+async def relay_and_stop_after_the_broker_accepted(scene: Scene) -> None:
+    with suppress(LeaseLostError):
+        await scene.drain(HookedBroker(scene.redis, after=stop), lease=1.0)
+
+
+async def relay_until_empty(scene: Scene) -> None:
+    """Beside others who do the same."""
+    await scene.until_drained()
+
+
+async def relay_once(scene: Scene) -> None:
+    await scene.drain()
+
+
+async def send_one(scene: Scene) -> None:
+    await scene.send(scene.command("a"))
+
+
+async def take_and_stop(scene: Scene) -> None:
+    async with scene.store().take(10, Policy(lease=5.0)):
+        stop()
+
+
+async def consume_and_die_before_the_commit(scene: Scene) -> None:
+    """When the inbox has recorded the message and its effect is written."""
+    _die_at_commit(scene)
+    await scene.consume("who dies")
+
+
+async def consume_and_die_before_the_acknowledgement(scene: Scene) -> None:
+    class Dying(Consumer):
+        async def handle(self, event: Decoded) -> None:
+            await super().handle(event)
+            die()
+
+    consumer = Dying(scene.client, scene.sessions, "who dies", block=0.01)
+    await consumer.join()
+    await consumer.round()
+
+
+async def clean_and_die_before_the_commit(scene: Scene) -> None:
+    _die_at_commit(scene)
+    await scene.store().clean(1000)
+
+
+PROGRAMS: dict[str, Callable[[Scene], Awaitable[None]]] = {
+    program.__name__: program
+    for program in (
+        die_before_the_commit,
+        die_after_the_commit,
+        relay_and_die_after_the_broker_accepted,
+        relay_and_die_with_a_part_accepted,
+        relay_and_stop_before_the_broker_is_asked,
+        relay_and_stop_after_the_broker_accepted,
+        relay_until_empty,
+        relay_once,
+        send_one,
+        take_and_stop,
+        consume_and_die_before_the_commit,
+        consume_and_die_before_the_acknowledgement,
+        clean_and_die_before_the_commit,
+    )
+}
+
+
+def _die_at_commit(scene: Scene) -> None:
+    def die_now(_connection: Connection) -> None:
+        die()
+
+    event.listen(scene.engine.sync_engine, "commit", die_now)
+
+
+async def run(name: str, database: str, redis: str) -> None:
+    """One of the programs, on tables that are there."""
+    end_with_parent()
+    async with scene_on(database, redis) as scene:
+        await PROGRAMS[name](scene)
+
+
+if __name__ == "__main__":
+    asyncio.run(run(*sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""A process is killed at one certain point; what it had promised is kept, and nothing else happens.
+
+The numbers are those of the table in docs/guarantees.md.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select
+
+from tests.faults.application import OUTBOX
+from tests.faults.scene import Scene
+
+KILLED = -signal.SIGKILL
+
+
+async def test_01_killed_before_the_commit_there_is_neither_row_nor_event(scene: Scene) -> None:
+    assert scene.program("die_before_the_commit") == KILLED
+    assert await scene.drain() == 0
+    assert (await scene.facts(), await scene.tokens()) == ([], [])
+
+
+async def test_02_killed_after_the_commit_the_event_is_delivered_and_takes_effect_once(scene: Scene) -> None:
+    assert scene.program("die_after_the_commit") == KILLED
+    assert await scene.tokens() == []
+    await scene.drain()
+    await scene.consume()
+    copies = await scene.copies()
+    assert sorted(copy.token for copy in copies) == await scene.facts() == ["scene.0/0", "scene.0/1"]
+    assert await scene.effects() == sorted(copy.message_id for copy in copies)
+
+
+async def test_03_killed_after_the_broker_accepted_a_copy_follows_under_the_same_id(scene: Scene) -> None:
+    await scene.send(scene.command("a"))
+    assert scene.program("relay_and_die_after_the_broker_accepted") == KILLED
+    await scene.consume()
+    await scene.drain()
+    await scene.consume()
+    first, second = await scene.copies()
+    assert first == second
+    assert await scene.effects() == [first.message_id]
+
+
+async def test_04_killed_in_the_middle_of_a_batch_none_is_lost_and_keys_stay_in_order(scene: Scene) -> None:
+    await scene.send(*(scene.command("a", "b") for _ in range(5)))
+    assert scene.program("relay_and_die_with_a_part_accepted") == KILLED
+    part = await scene.tokens()
+    assert len(part) == 3
+    await scene.drain()
+    copies = await scene.copies()
+    assert sorted({copy.token for copy in copies}) == await scene.facts()
+    for account in ("a", "b"):
+        first_copies = list(dict.fromkeys(copy.place for copy in copies if copy.account == account))
+        assert first_copies == [1, 2, 3, 4, 5]
+    assert {token for token, times in Counter(await scene.tokens()).items() if times > 1} == set(part)
+
+
+async def test_05_a_consumer_killed_before_it_acknowledged_repeats_the_message_and_not_the_effect(
+    scene: Scene,
+) -> None:
+    await scene.send(scene.command("a"))
+    await scene.drain()
+    assert scene.program("consume_and_die_before_the_acknowledgement") == KILLED
+    assert len(await scene.effects()) == 1
+    assert not await scene.acknowledged()
+    await scene.consume()
+    assert len(await scene.effects()) == 1
+    assert await scene.acknowledged()
+
+
+async def test_06_a_consumer_killed_before_its_commit_has_not_handled_the_message(scene: Scene) -> None:
+    await scene.send(scene.command("a"))
+    await scene.drain()
+    assert scene.program("consume_and_die_before_the_commit") == KILLED
+    assert await scene.effects() == []
+    await scene.consume()
+    assert len(await scene.effects()) == 1
+    assert await scene.acknowledged()
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["killed", "to its end"])
+async def test_07_cleaning_never_deletes_what_was_not_sent(scene: Scene, *, dies: bool) -> None:
+    keeping = scene.store(keep=timedelta(seconds=0.001))
+    await scene.send(*(scene.command("a") for _ in range(3)))
+    await scene.drain(store=keeping)
+    await scene.send(*(scene.command("b") for _ in range(2)))
+    assert await rows(scene) == 5
+    if dies:
+        assert scene.program("clean_and_die_before_the_commit") == KILLED
+        assert await rows(scene) == 5
+    assert await keeping.clean(1000) == 3
+    assert await scene.waiting() == await rows(scene) == 2
+    await scene.drain()
+    assert sorted(await scene.tokens()) == await scene.facts()
+
+
+async def rows(scene: Scene) -> int:
+    async with scene.engine.begin() as connection:
+        return (await connection.execute(select(func.count()).select_from(OUTBOX.rows))).scalar_one()
