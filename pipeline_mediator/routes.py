@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline_mediator.chain import Chain, compile_chain, destination_of
+from pipeline_mediator.chain import Chain, compile_chain, destination_of, unwrapped
 from pipeline_mediator.context import Route
 from pipeline_mediator.errors import DestinationError, HandlerNotFoundError, OrderError
 from pipeline_mediator.events import DomainEvent, ECSTEvent, Event, IntegrationEvent, NotificationEvent
@@ -120,7 +120,7 @@ class Routes:
         # Not at the top: a program without an outbox does not load it.
         from pipeline_mediator.outbox.protocol import Relayed
 
-        publishers = [one for one in self._middlewares if hasattr(one, "destination_for")]
+        publishers = [one for one in self._middlewares if hasattr(unwrapped(one), "destination_for")]
         claiming = publishers
         if message_type is not None:
             claiming = [one for one in publishers if destination_of(message_type, (one,)) is not None][:1]
@@ -129,7 +129,12 @@ class Routes:
         publisher = claiming[0]
         chain = self._of_relay.get((id(publisher), destination))
         if chain is None:
-            middlewares = [one for one in self._middlewares if one is publisher or one not in publishers]
+            # The conditions around the publisher chose the type when it was stored; here are batches of several.
+            middlewares = [
+                unwrapped(one) if one is publisher else one
+                for one in self._middlewares
+                if one is publisher or one not in publishers
+            ]
             chain = compile_chain(Route(Relayed, "event", "relay", destination), middlewares, attempt)
             self._of_relay[id(publisher), destination] = chain
         return chain

@@ -314,8 +314,10 @@ class MariaDBServer(Server):
             return connection.recv(5)[4:] == b"\x0a"
 
     def _common(self) -> list[str]:
+        # One that starts deletes the temporary tables of all others that share its folder for them.
+        folders = [f"--datadir={self.data}", f"--tmpdir={self.folder}"]
         # It refuses to run as root unless told to.
-        return ["--no-defaults", f"--datadir={self.data}", *(["--user=root"] if os.geteuid() == 0 else [])]
+        return ["--no-defaults", *folders, *(["--user=root"] if os.geteuid() == 0 else [])]
 
     def _create_data(self) -> None:
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]

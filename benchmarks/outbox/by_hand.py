@@ -11,16 +11,19 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from itertools import islice
 from time import monotonic
 from typing import Any, Final, Self
 
-import asyncpg
 import redis.asyncio
 
 from benchmarks.outbox.events import HandRow, hand_rows
 
 __all__ = ["PostgresByHand", "SQLiteByHand"]
+
+# Any: it has no annotations.
+_asyncpg: Any = import_module("asyncpg")
 
 _POLL_SECONDS: Final = 1.0
 _FILL: Final = 10_000
@@ -91,8 +94,8 @@ class PostgresByHand(_ByHand):
         self._writing: Any = None
 
     async def __aenter__(self) -> Self:
-        self._relaying = await asyncpg.connect(self._url)
-        self._writing = await asyncpg.connect(self._url)
+        self._relaying = await _asyncpg.connect(self._url)
+        self._writing = await _asyncpg.connect(self._url)
         await self._redis.ping()
         return self
 
@@ -111,7 +114,10 @@ class PostgresByHand(_ByHand):
         return len(rows)
 
     async def listen(self) -> None:
-        await self._writing.add_listener("by_hand", lambda *_: self.wake())
+        def rung(*_: object) -> None:
+            self.wake()
+
+        await self._writing.add_listener("by_hand", rung)
 
     async def write(self, row: HandRow, *, notify: bool) -> float:
         """When the commit was asked for."""

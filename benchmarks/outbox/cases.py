@@ -11,6 +11,7 @@ from typing import Final
 from benchmarks.outbox import measuring
 from benchmarks.outbox.databases import Servers, address_of
 from benchmarks.outbox.measuring import BY_HAND, CQRS, OURS
+from benchmarks.rounds import BenchmarkError
 
 __all__ = ["GOALS", "GROUPS", "Figure", "Goal", "Group", "Job", "Size", "jobs"]
 
@@ -138,7 +139,7 @@ class _OfDatabase:
             for notify in (False, True) if self._postgresql else (False,):
                 yield self._job(f"{side}: latency", self._latency, side, notify)
             yield self._job(f"{side}: memory", self._memory, side, once=True)
-        if find_spec("cqrs") is not None:
+        if self._postgresql and find_spec("cqrs") is not None:  # its table is not for SQLite as it is
             yield self._job(f"{CQRS}: relay", self._relay, CQRS, 100, 1)
         yield self._job("ours: poll", self._poll, once=True)
         yield self._job("transactions", self._transactions, once=True)
@@ -181,7 +182,7 @@ class _OfDatabase:
         database = self._further_database("behind")
         found = measuring.ask("behind_a_head", database, self._servers.redis, "--count", str(self._size.behind))
         if found["waiting"] != self._size.behind - 1:
-            raise measuring.BenchmarkError(f"{found['waiting']} rows wait behind the head, of {self._size.behind - 1}")
+            raise BenchmarkError(f"{found['waiting']} rows wait behind the head, of {self._size.behind - 1}")
         return [
             Figure("poll", f"{self._name}, p50", OURS, found["p50"]),
             Figure("poll", f"{self._name}, p99", OURS, found["p99"]),

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,7 +86,8 @@ def servers() -> Generator[Servers]:
             databases.insert(0, found)
         except MissingServerError as error:
             left_out.append(f"PostgreSQL is left out: {error}")
-        client: Any = redis.Redis.from_url(at, protocol=2)
+        blocking: Any = redis.Redis
+        client = blocking.from_url(at, protocol=2)
         stack.callback(client.close)
         yield Servers(at, tuple(databases), Path(folder), client, tuple(left_out))
 
@@ -110,10 +112,10 @@ async def _create(url: str, name: str) -> None:
 
 
 async def _ask(url: str, statement: str) -> Any:
-    import asyncpg
-
-    connection: Any = await asyncpg.connect(url)
+    asyncpg: Any = import_module("asyncpg")
+    connection = await asyncpg.connect(url)
     try:
-        return await connection.fetchval(statement)
+        found: Any = await connection.fetchval(statement)
+        return found
     finally:
         await connection.close()

@@ -165,9 +165,9 @@ def fill(side: str, database: str, servers: Servers, count: int, *, sent: bool =
 
     async def filling() -> None:
         if side == CQRS:
-            from benchmarks.outbox import by_python_cqrs
+            from benchmarks.adapters import outbox_of_python_cqrs
 
-            await by_python_cqrs.fill(address_of(database).sqlalchemy, count)
+            await outbox_of_python_cqrs.fill(address_of(database).sqlalchemy, count)
             return
         async with _tables(side, database, servers) as tables:
             if afresh:

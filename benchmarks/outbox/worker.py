@@ -11,7 +11,7 @@ import asyncio
 import json
 import resource
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import process_time
@@ -26,12 +26,13 @@ Write = Callable[[], Awaitable[float]]
 class Role:
     """What this process does."""
 
-    relay: Callable[[], Awaitable[None]]
-    """Until cancelled."""
+    relay: Callable[[], Coroutine[Any, Any, None]]
+    """Until stopped, or else cancelled."""
     write: Write
     """Commit one more event; when that was asked for."""
     wake: Callable[[], None]
     """Tell the relay in this process of it."""
+    stop: Callable[[], None] | None = None
 
 
 async def work(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,7 +54,7 @@ async def work(options: argparse.Namespace) -> dict[str, Any]:
             await _line("stop", unless=relaying)
         finally:
             if relaying is not None:
-                relaying.cancel()
+                (role.stop or relaying.cancel)()
                 await asyncio.gather(relaying, return_exceptions=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"committed": committed, "peak_mib": peak / 1024, "cpu_s": process_time() - began}
@@ -82,14 +83,12 @@ async def _ours(address: Address, options: argparse.Namespace) -> AsyncGenerator
 
     messages = stored(options.write)
     async with ours(address.sqlalchemy, options.redis, notify=options.notify, keep=options.keep) as all_of_it:
-
-        async def relay() -> None:
-            await OutboxRelay(all_of_it.mediator, batch=options.batch).run()
+        relay = OutboxRelay(all_of_it.mediator, batch=options.batch)
 
         async def write() -> float:
             return await all_of_it.write(next(messages))
 
-        yield Role(relay, write, all_of_it.store.committed)
+        yield Role(relay.run, write, all_of_it.store.committed, relay.stop)
 
 
 @asynccontextmanager
@@ -111,7 +110,7 @@ async def _by_hand(address: Address, options: argparse.Namespace) -> AsyncGenera
 
 @asynccontextmanager
 async def _python_cqrs(address: Address, options: argparse.Namespace) -> AsyncGenerator[Role]:
-    from benchmarks.outbox.by_python_cqrs import relay_of
+    from benchmarks.adapters.outbox_of_python_cqrs import relay_of
 
     async def nothing() -> float:
         raise NotImplementedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import AsyncExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import argparse
 
     from anyio import CancelScope
+    from anyio.abc import TaskStatus
 
-    from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.outbox import OutboxRelay
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
@@ -26,12 +26,13 @@ HELP = "publish what an application's outbox keeps"
 DESCRIPTION = (
     "Publishes what the outbox of an application's mediator keeps, until it is stopped. SIGTERM or Ctrl-C lets the "
     "batch at hand finish; a second one does not. Any number of relays may run at the same time. Exit code 2 if the "
-    "application cannot be loaded; what fails later is logged and tried again."
+    "application cannot be loaded; what fails later is logged and tried again. With --drain, 1 if something is left."
 )
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ("name", "batch", "poll", "attempts", "lease", "on_dead", "stop_within")
+_LEFT = 1
 _SIGNALLED = 128
 """What a shell adds to the number of the signal that ended a program."""
 
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Relay; 0 if it was stopped or has drained all, else as a shell tells of the signal.
+    """Relay; 0 if it was stopped or has drained all, 1 if something is left, and as a shell says it if it was forced.
 
     Raises `CommandError` for a target that is not there, and other `MediatorError`s for one that cannot be used.
     """
@@ -84,7 +85,7 @@ class _Process:
 
         errors: list[Exception] = []
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._heed_signals, tasks.cancel_scope)
+            await tasks.start(self._heed_signals, tasks.cancel_scope)
             try:
                 await self._serve(found)
             except Exception as error:  # noqa: BLE001 - raised below, not in a group
@@ -101,32 +102,40 @@ class _Process:
         mediator = await made_from(found, Mediator, self._options.target)
         given = {name: getattr(self._options, name) for name in _SETTINGS}
         relay = OutboxRelay(mediator, **{name: value for name, value in given.items() if value is not None})
-        async with AsyncExitStack() as stack:
-            if self._options.drain:
-                await stack.enter_async_context(mediator)
-                self._relay = relay
-                await self._drain(relay)
-            else:
-                await _connect(mediator, stack)
-                self._relay = relay
-                await relay.run()
+        async with mediator:
+            self._relay = relay
+            await (self._drain(relay) if self._options.drain else relay.run())
 
     async def _drain(self, relay: OutboxRelay) -> None:
         try:
             published = await relay.drain()
+            left = await relay.health()
         except MediatorError:
             raise
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise CommandError(f"the outbox cannot be read: {type(error).__name__}: {reason}") from error
-        logger.info("%d messages published", published)
+        logger.info(
+            "%d messages published; left: %d pending, %d waiting, %d dead",
+            published,
+            left.pending,
+            left.waiting,
+            left.dead,
+        )
+        if left.pending or left.waiting:
+            self._code = self._code or _LEFT
 
-    async def _heed_signals(self, scope: CancelScope) -> None:
+    async def _heed_signals(self, scope: CancelScope, *, task_status: TaskStatus[None]) -> None:
         import anyio
 
         told = False
-        # Windows has no such signals; there, Ctrl-C raises KeyboardInterrupt.
-        with suppress(NotImplementedError), anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with ExitStack() as stack:
+            try:
+                signals = stack.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+            except NotImplementedError:
+                return  # on Windows: there, Ctrl-C raises KeyboardInterrupt
+            finally:
+                task_status.started()
             async for number in signals:
                 if self._relay is None or told:
                     self._code = _SIGNALLED + number
@@ -135,24 +144,3 @@ class _Process:
                 told = True
                 logger.info("%s: the batch at hand is finished, then it ends", signal.Signals(number).name)
                 self._relay.stop()
-                if self._options.drain:
-                    self._code = _SIGNALLED + number
-
-
-async def _connect(mediator: Mediator, stack: AsyncExitStack) -> None:
-    """Connect the brokers, however long one of them is away: a relay need not be started after what it needs."""
-    import anyio
-
-    from pipeline_mediator.errors import BrokerUnavailableError
-    from pipeline_mediator.outbox.pauses import default_pauses
-    from pipeline_mediator.outbox.trouble import Trouble
-
-    trouble = Trouble("a broker is not there", "the brokers are there", default_pauses())
-    while True:
-        try:
-            await stack.enter_async_context(mediator)
-        except BrokerUnavailableError as error:
-            await anyio.sleep(trouble.again(error))
-        else:
-            trouble.over()
-            return

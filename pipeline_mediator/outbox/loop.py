@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _FRUITLESS: Final = 4
 """Batches in a row of which nothing became anything: by then every lane had its turn, so the rest waits."""
 _WRITING: Final = 5.0
-"""Seconds to write what was published, on top of those that a stop leaves for publishing."""
+"""Seconds to write what was published when a stop is waiting for that; else there is the lease."""
 _SHORTEST: Final = 0.002
 """Seconds of the shortest wait: what is due in no time may be due a moment later by the database's clock."""
 _HUSH: Final = 0.01
@@ -155,7 +155,8 @@ class Loop:
                         except BaseException:
                             self._write_whatever_happens(scope, _WRITING)
                             raise
-                        self._write_whatever_happens(scope, _WRITING if self._stopping else settings.lease)
+                        longest = _WRITING if self._stopping else max(_WRITING, settings.lease)
+                        self._write_whatever_happens(scope, longest)
             except LeaseLostError as error:
                 known = 0 if publishing is None else publishing.accepted
                 raise LeaseLostError(
@@ -165,7 +166,7 @@ class Loop:
                 self._publishing = self._round_scope = None
         if scope.cancelled_caught:
             if not self._stopping:
-                raise TimeoutError(f"the outcome of a batch was not written within {settings.lease:g} s")
+                raise TimeoutError("the outcome of a batch could not be written before its lease ended")
             return None
         if publishing is None:
             return None

@@ -178,10 +178,7 @@ class Publishing:
         rows = self._without_stopped(rows)
         if not rows:
             return True
-        began = monotonic()
-        if began >= self._batch.deadline:
-            return False
-        place.began = began
+        place.began = began = monotonic()
         published = await self._published(place, rows)
         place.began = None
         accepted = published.accepted

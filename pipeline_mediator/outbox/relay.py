@@ -69,7 +69,7 @@ class OutboxRelay:
     Without `store` it serves the pipeline's. A relay never ends by itself: what fails is logged and tried again; only
     `drain` raises.
 
-    Source of the idea: the outbox pattern's polling publisher, with the lanes of Axon's and Watermill's processors.
+    Source of the idea: the polling publisher of the transactional outbox; what is new here are the lanes.
 
     Raises `ConfigurationError` for a pipeline without outbox, or settings that cannot be.
     """
@@ -119,9 +119,7 @@ class OutboxRelay:
 
     async def run(self) -> None:
         """Relay until cancelled or stopped. Raises `ConfigurationError` if this relay already runs."""
-        if self._running:
-            raise ConfigurationError(f"{self._settings.name}: this relay already runs; for a second one make another")
-        self._running = True
+        self._begin()
         try:
             await _apart(self._run)
         finally:
@@ -146,10 +144,9 @@ class OutboxRelay:
         return await self._store.health()
 
     async def __aenter__(self) -> Self:
-        if self._beside is not None or self._running:
-            raise ConfigurationError(f"{self._settings.name}: this relay already runs; enter it once")
+        self._begin()
         # No task group, which could only be left in the task that entered it: who leaves may be another one.
-        self._beside = Beside(self.run)
+        self._beside = Beside(self._run_beside)
         await self._beside.start()
         return self
 
@@ -159,17 +156,34 @@ class OutboxRelay:
         beside, self._beside = self._beside, None
         if beside is not None:
             self.stop()
-            await beside.end()
-            self._stopped = False
+            try:
+                await beside.end()
+            finally:
+                self._running = self._stopped = False
+
+    def _begin(self) -> None:
+        if self._running:
+            raise ConfigurationError(f"{self._settings.name}: this relay already runs; for a second one make another")
+        self._running = True
 
     async def _run(self) -> None:
-        name = self._settings.name
         with self._loop() as loop:
-            logger.info("%s: relay started", name)
+            logger.info("%s: relay started", self._settings.name)
             try:
                 await loop.run()
             finally:
-                logger.info("%s: relay %s", name, "stopped" if self._stopped else "cancelled")
+                logger.info("%s: relay %s", self._settings.name, "stopped" if self._stopped else "cancelled")
+
+    async def _run_beside(self) -> None:
+        """Where nobody awaits it, an end that nobody asked for must at least be seen."""
+        try:
+            await _apart(self._run)
+        except Exception:
+            logger.exception("%s: the relay has ended; nothing is published any more", self._settings.name)
+        except BaseException:
+            if self._beside is not None:
+                logger.warning("%s: the relay was cancelled; nothing is published any more", self._settings.name)
+            raise
 
     async def _drain(self) -> int:
         with self._loop() as loop:

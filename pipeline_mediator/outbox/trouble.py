@@ -25,7 +25,7 @@ class Trouble:
     """Counts the failures in a row, says how long to wait, and logs.
 
     `fails` and `works` say what that is: "destination 'orders' takes no messages", "... takes messages again". With
-    `stack=True` the first error of each type is logged with its traceback.
+    `stack=True` an error that is not this library's is logged with its traceback, once.
     """
 
     def __init__(self, fails: str, works: str, pauses: WaitBaseT, *, stack: bool = False) -> None:
@@ -45,7 +45,8 @@ class Trouble:
             self._since = now
         self.failures += 1
         pause = max(pause_after(self.failures, self._pauses), at_least)
-        stack = error if self._stack and type(error) is not self._last else None
+        known = isinstance(error, MediatorError) or type(error) is self._last
+        stack = error if self._stack and not known else None
         self._last = type(error)
         since = f", for {now - self._since:.0f} s now" if self.failures > 1 else ""
         logger.warning("%s%s (%s); next try in %.1f s", self._fails, since, in_words(error), pause, exc_info=stack)

@@ -1,11 +1,10 @@
-"""The outbox's measurements measure what they say, and their figures become files; how fast anything is, is not asserted."""
+"""The outbox's measurements run, and their figures become files; how fast anything is, is asserted nowhere."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -38,7 +37,7 @@ def test_a_quotient_is_of_the_rounds_in_which_both_were_measured(results: Result
 
 def test_what_was_reached_is_told_beside_the_limit(results: Results) -> None:
     *_, goals = tables(results)
-    assert ("relay, SQLite, batches of 100: of by hand", "≥ 0.7", "0.750", "yes") in goals.rows
+    assert ("relay, SQLite, batches of 100: of by hand", "≥ 0.7", "0.75", "yes") in goals.rows
     assert ("look behind a failed head, SQLite, p50, ms", "≤ 5", "7.00", "no") in goals.rows
     assert len(goals.rows) == 2
 
@@ -53,18 +52,18 @@ def test_a_run_becomes_a_page_and_charts(results: Results, tmp_path: Path) -> No
     write(results, tmp_path)
     text = (tmp_path / "outbox.md").read_text(encoding="utf-8")
     assert text == page(results)
-    assert "| SQLite, batches of 100 | 45,000 ±11% | 70,000 ±43% | 0.750 |" in text
+    assert "| SQLite, batches of 100 | 45,000 ±11% | 70,000 ±43% | 0.75 |" in text
     assert json.loads((tmp_path / "outbox.json").read_text())["values"]["relay"][RELAY][OURS] == [50_000.0, 40_000.0]
     (chart,) = charts(results)
     assert f"![{chart.title}]({chart.file})" in text
-    assert ET.parse(tmp_path / chart.file).getroot().get("aria-label") == "From a table into a stream"
+    assert 'aria-label="From a table into a stream"' in (tmp_path / chart.file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("url", "sqlalchemy", "driver"),
     [
         ("postgresql://a@b:1/c", "postgresql+asyncpg://a@b:1/c", "postgresql://a@b:1/c"),
-        ("sqlite:////tmp/x.db", "sqlite+aiosqlite:////tmp/x.db", "/tmp/x.db"),
+        ("sqlite:////a/b.db", "sqlite+aiosqlite:////a/b.db", "/a/b.db"),
     ],
 )
 def test_an_address_is_told_as_each_client_wants_it(url: str, sqlalchemy: str, driver: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.faults.databases import KINDS
+from tests.faults.plan import Plan
 from tests.faults.report import as_json, as_text, progress
-from tests.faults.run import Plan, run
+from tests.faults.run import run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

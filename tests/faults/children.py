@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ __all__ = ["Child"]
 
 ROOT = Path(__file__).parents[2]
 _END_SECONDS = 20.0
+_BEGIN_SECONDS = 15.0
+"""So long it may take, on a busy machine, until a process heeds SIGTERM."""
 
 
 class Child:
@@ -29,6 +32,7 @@ class Child:
         self._arguments = [sys.executable, "-u", *arguments]
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
 
     @property
     def log(self) -> Path:
@@ -41,6 +45,7 @@ class Child:
 
     def start(self) -> None:
         self.starts += 1
+        self._started_at = time.monotonic()
         environment = self._settings.environment(f"{self.name}.{self.starts}")
         with self.log.open("ab") as log:
             # Whatever it is told by its input: the end of it tells that we have ended.
@@ -87,7 +92,10 @@ class Child:
         finally:
             self.kill()
             self._process = None
-        return None if code == 0 else f"{self.name} ended with {code} when asked to end"
+        young = time.monotonic() < self._started_at + _BEGIN_SECONDS
+        if code == 0 or (code == -signal.SIGTERM and young):
+            return None
+        return f"{self.name} ended with {code} when asked to end"
 
     def _close_input(self) -> None:
         if self._process is not None and self._process.stdin is not None:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from pipeline_mediator.outbox.sqlalchemy import SQLAlchemyOutbox
 from tests.faults.application import EFFECTS, FACTS, OPERATIONS, OUTBOX, STREAMS, codec, engine_of
 from tests.faults.consumer import decoded
-from tests.faults.ledger import entries
+from tests.faults.ledger import entries, files
 from tests.faults.verdict import Batch, Copy, Fact, Outcome, Record, Send
 from tests.redis_view import Client
 
@@ -44,7 +44,7 @@ async def gather(database: str, redis: str, ledger: Path, troubles: Sequence[str
             effects=list(effects),
             batches=_batches(ledger),
             dead=[f"{one.message.message_id}: {one.error}" for one in dead],
-            left=[f"{number} {state}" for state, number in _waiting(health.pending, health.waiting) if number],
+            left=[f"{health.pending} pending, {health.waiting} waiting"] if health.pending or health.waiting else [],
             troubles=troubles,
         )
     finally:
@@ -52,14 +52,10 @@ async def gather(database: str, redis: str, ledger: Path, troubles: Sequence[str
         await engine.dispose()
 
 
-def _waiting(pending: int, waiting: int) -> Sequence[tuple[str, int]]:
-    return (("pending", pending), ("waiting", waiting))
-
-
 def _sends(ledger: Path) -> list[Send]:
     tokens: dict[str, tuple[str, ...]] = {}
     outcomes: dict[str, Outcome] = {}
-    for entry in entries(ledger, "writer"):
+    for entry in (entry for file in files(ledger, "writer") for entry in entries(file)):
         if "tokens" in entry:
             tokens[entry["send"]] = tuple(entry["tokens"])
         else:
@@ -70,10 +66,10 @@ def _sends(ledger: Path) -> list[Send]:
 def _batches(ledger: Path) -> list[Batch]:
     """A relay's numbers are its own, so what two of them wrote must not be mixed."""
     batches: list[Batch] = []
-    for path in sorted(ledger.glob("relay*.jsonl")):
+    for file in files(ledger, "relay"):
         rows: dict[int, frozenset[int]] = {}
         settled: dict[int, frozenset[int]] = {}
-        for entry in entries(ledger, path.stem):
+        for entry in entries(file):
             known = rows if "rows" in entry else settled
             known[entry["batch"]] = frozenset(entry["rows"] if "rows" in entry else entry["settled"])
         batches += [Batch(one, settled.get(number, frozenset())) for number, one in rows.items()]

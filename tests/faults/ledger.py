@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["Ledger", "entries"]
+__all__ = ["Ledger", "entries", "files"]
 
 
 class Ledger:
@@ -36,13 +37,15 @@ class Ledger:
         os.close(self._file)
 
 
-def entries(folder: Path, prefix: str) -> Iterator[dict[str, Any]]:
-    """What all processes of this kind wrote. A last line may be cut off, because its process was killed over it."""
-    for path in sorted(folder.glob(f"{prefix}*.jsonl")):
-        *lines, rest = path.read_bytes().split(b"\n")
-        yield from map(json.loads, lines)
-        if rest:
-            try:
-                yield json.loads(rest)
-            except ValueError:
-                continue
+def files(folder: Path, role: str) -> list[Path]:
+    """Of all processes that played this part: writer, relay."""
+    return sorted(folder.glob(f"{role}-*.jsonl"))
+
+
+def entries(file: Path) -> Iterator[dict[str, Any]]:
+    """What one process wrote. The last line may be cut off, because the process was killed over it."""
+    *lines, rest = file.read_bytes().split(b"\n")
+    yield from map(json.loads, lines)
+    if rest:
+        with suppress(ValueError):
+            yield json.loads(rest)

@@ -71,6 +71,11 @@ async def take_and_stop(scene: Scene) -> None:
         stop()
 
 
+async def take_for_an_hour_and_stop(scene: Scene) -> None:
+    async with scene.store().take(10, Policy(lease=3600.0)):
+        stop()
+
+
 async def consume_and_die_before_the_commit(scene: Scene) -> None:
     """When the inbox has recorded the message and its effect is written."""
     _die_at_commit(scene)
@@ -106,6 +111,7 @@ PROGRAMS: dict[str, Callable[[Scene], Awaitable[None]]] = {
         relay_once,
         send_one,
         take_and_stop,
+        take_for_an_hour_and_stop,
         consume_and_die_before_the_commit,
         consume_and_die_before_the_acknowledgement,
         clean_and_die_before_the_commit,

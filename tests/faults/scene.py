@@ -75,8 +75,8 @@ class Scene:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def store(self, engine: AsyncEngine | None = None, **options: Any) -> SQLAlchemyOutbox:
-        return SQLAlchemyOutbox(engine or self.engine, OUTBOX, **options)
+    def store(self, **options: Any) -> SQLAlchemyOutbox:
+        return SQLAlchemyOutbox(self.engine, OUTBOX, **options)
 
     def mediator(self, broker: MessageBroker | None = None, *, attempts: int = 2) -> Mediator:
         return mediator_of(self.engine, self.store(), broker or RedisStreamBroker(self.redis), attempts)

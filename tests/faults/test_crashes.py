@@ -12,10 +12,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select
 
+from pipeline_mediator.outbox.protocol import Failure, Policy
 from tests.faults.application import OUTBOX
 from tests.faults.scene import Scene
 
 KILLED = -signal.SIGKILL
+POLICY = Policy(lease=5.0)
 
 
 async def test_01_killed_before_the_commit_there_is_neither_row_nor_event(scene: Scene) -> None:
@@ -96,6 +98,27 @@ async def test_07_cleaning_never_deletes_what_was_not_sent(scene: Scene, *, dies
     assert await scene.waiting() == await rows(scene) == 2
     await scene.drain()
     assert sorted(await scene.tokens()) == await scene.facts()
+
+
+async def test_08_killed_when_a_retry_was_published_one_copy_follows_and_the_count_is_right(scene: Scene) -> None:
+    await scene.send(scene.command("a"))
+    async with scene.store().take(10, POLICY) as batch:
+        assert batch is not None
+        batch.failed([Failure(batch.rows[0].id, "refused", 0.0)])
+    assert scene.program("relay_and_die_after_the_broker_accepted") == KILLED
+    failures: list[int] = []
+
+    async def taken_again() -> bool:
+        async with scene.store().take(10, POLICY) as batch:
+            if batch is not None:
+                failures.extend(row.failures for row in batch.rows)
+        return bool(failures)
+
+    await scene.until(taken_again)
+    assert failures == [1]
+    await scene.until_drained()
+    first, second = await scene.copies()
+    assert first == second
 
 
 async def rows(scene: Scene) -> int:

@@ -18,7 +18,6 @@ from tests.faults.scene import Scene, scene_on
 from tests.faults.test_order import stored
 from tests.servers import PostgresServer, RedisServer
 
-SECONDS = 20.0
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 POLICY = Policy(lease=10.0)
 
@@ -31,7 +30,7 @@ async def test_26_a_database_that_goes_away_is_one_line_for_each_pause_and_no_st
     async with scene_on(url, own_redis.url) as relaying, scene_on(url, own_redis.url) as scene:
         await scene.create("a")
         await scene.send(scene.command("a"))
-        async with relaying.relay():
+        async with relaying.relay(clean_every=None):
             await scene.until(lambda: scene.has_copies(1))
             await asyncio.to_thread(own_postgres.kill)
             await scene.until(lambda: has(len(pauses_in(caplog)) >= 3))
@@ -39,12 +38,11 @@ async def test_26_a_database_that_goes_away_is_one_line_for_each_pause_and_no_st
             await scene.engine.dispose()
             await scene.send(scene.command("a"))
             await scene.until(lambda: scene.has_copies(2))
-        assert "works again" in caplog.messages[-2]
     pauses = pauses_in(caplog)
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    # One line for each pause, and one in the end.
+    # One line for each pause, and one when it is back.
     assert len(warnings) == len(pauses) + 1
-    assert all(min(2**n, 30) >= pause for n, pause in enumerate(pauses))
+    assert "works again" in warnings[-1].getMessage()
 
 
 def pauses_in(caplog: pytest.LogCaptureFixture) -> list[float]:

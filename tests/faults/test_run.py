@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.plan import Plan
 from tests.faults.report import as_text
-from tests.faults.run import Plan, run
+from tests.faults.run import run
 from tests.faults.scene import ROOT
 from tests.servers import MissingServerError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from itertools import count
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 AT_ONCE = 3
 """Commands of one writer that are under way together."""
+
+CANCELLED_BY_NOBODY = 3
+"""The exit code if a send raises CancelledError though it was not cancelled."""
 
 WAYS = ("plainly", "plainly", "plainly", "nested", "nested", "refused", "own commit", "caller", "caller refuses")
 
@@ -47,6 +51,12 @@ class Writer:
             outcome = "rolled back"
         except CommitOutcomeUnknownError:
             outcome = "unknown"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                # A driver let it escape. Its task would end without a word; this is seen.
+                os._exit(CANCELLED_BY_NOBODY)
+            raise
         except Exception:  # noqa: BLE001 - whatever it was, what it means is written down
             # Where the middleware commits, any other error means that nothing was; who commits by himself must guess.
             outcome = "unknown" if way in {"own commit", "caller"} else "rolled back"

@@ -17,6 +17,7 @@ from pipeline_mediator.middlewares.outbox import OutboxMiddleware
 from pipeline_mediator.middlewares.publish import MAX_PER_CALL, PublishMiddleware
 from pipeline_mediator.middlewares.transaction import TransactionMiddleware
 from pipeline_mediator.outbox.protocol import Published, Relayed, StoredMessage, StoredRow
+from pipeline_mediator.pipeline import only
 from tests.middlewares.shop import Memory, Place, Placed, RecordingBroker, Shipped, mediator_of
 
 
@@ -204,6 +205,34 @@ async def test_it_walks_what_stands_in_the_relays_chain() -> None:
     mediator = mediator_with(broker, Counting(), local)
     await mediator.walk_relayed(mediator.relay_chain("Placed", 1, "orders"), Relayed([row(1), row(2)], monotonic() + 9))
     assert seen == [2]
+
+
+async def test_conditions_choose_what_stands_in_the_relays_chain_too() -> None:
+    seen: list[Any] = []
+
+    async def watch(context: Any, call_next: Any) -> Any:
+        seen.append(len(context.message))
+        return await call_next(context)
+
+    class Everywhere:
+        def for_route(self, route: Any) -> Any:
+            return watch
+
+        async def __call__(self, context: Any, call_next: Any) -> Any:
+            return await call_next(context)
+
+    broker = Broker()
+    mediator = mediator_of(
+        {},
+        only(Everywhere(), when=lambda route: route.origin == "relay"),
+        TransactionMiddleware(Memory().begin),
+        OutboxMiddleware(Nowhere()),  # type: ignore[arg-type]
+        only(Placed, PublishMiddleware(broker)),
+    )
+    chain = mediator.relay_chain("Placed", 1, "Placed")
+    await mediator.walk_relayed(chain, Relayed([row(1), row(2)], monotonic() + 9))
+    assert seen == [2]
+    assert broker.called == [[1, 2]]
 
 
 class TestWhichBrokerPublishes:

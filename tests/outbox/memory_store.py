@@ -71,6 +71,8 @@ class MemoryStore:
         self.hangs_on_leaving: anyio.Event | None = None
         self.loses_lease = False
         """Whether the next batch is somebody else's when it is left."""
+        self.is_late = False
+        """Whether the deadline of a batch is over when it is handed out."""
         self.left_out: list[Sequence[str]] = []
         """The destinations that each take was without."""
         self._keep = keep
@@ -124,7 +126,9 @@ class MemoryStore:
             return
         read = [self._as_stored(row) for row in rows if row.readable]
         batch = MemoryBatch(
-            read, [Failure(row.id, "unreadable", None) for row in rows if not row.readable], policy.lease
+            read,
+            [Failure(row.id, "unreadable", None) for row in rows if not row.readable],
+            -1.0 if self.is_late else policy.lease,
         )
         self._held |= lanes
         self._crashes.update((lane, self._crashes[lane] + 1) for lane in lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from contextlib import AsyncExitStack
@@ -261,6 +262,31 @@ async def test_it_runs_once_at_a_time() -> None:
         await shop.broker.has(1)
 
 
+async def test_an_end_that_nobody_asked_for_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    if anyio.get_cancelled_exc_class().__module__.startswith("trio"):
+        pytest.skip("trio's tasks cannot be cancelled by whoever finds them")
+    shop = Shop()
+    before = asyncio.all_tasks()
+    async with shop.relay(name="shop"):
+        await shop.until(lambda: shop.store.wakers)
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await shop.until(lambda: "shop: the relay was cancelled; nothing is published any more" in caplog.messages)
+    assert shop.store.wakers == 0
+
+
+async def test_a_store_that_is_none_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(MemoryStore):
+        def on_commit(self, wake: Callable[[], None], /) -> Callable[[], None]:
+            raise TypeError("this is no store")
+
+    async with Shop(store=Wrong()).relay(name="shop"):
+        await anyio.sleep(0.01)
+    assert "shop: the relay has ended; nothing is published any more" in caplog.messages
+    with pytest.raises(TypeError, match="this is no store"):
+        await Shop(store=Wrong()).relay().run()
+
+
 async def test_a_stop_that_comes_first_ends_the_run_at_once() -> None:
     shop = Shop()
     await shop.put("a")
@@ -289,7 +315,9 @@ async def test_a_stop_lets_the_batch_at_hand_finish() -> None:
     assert [row.message.message_id for row in shop.store.rows.values()] == ["b"]
 
 
-async def test_a_stop_gives_back_what_takes_too_long_and_writes_what_is_known() -> None:
+async def test_a_stop_gives_back_what_takes_too_long_and_writes_what_is_known(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     shop = Shop()
     shop.broker.hangs["orders"] = anyio.Event()
     await shop.put("a", to="orders")
@@ -301,6 +329,7 @@ async def test_a_stop_gives_back_what_takes_too_long_and_writes_what_is_known() 
         relay.stop()
     assert [(row.message.message_id, row.failures) for row in shop.store.rows.values()] == [("a", 0)]
     assert shop.broker.ids == ["b"]
+    assert caplog.messages == [], "nobody is to blame"
 
 
 async def test_a_cancelled_run_writes_what_is_known() -> None:
@@ -347,6 +376,21 @@ async def test_a_stop_waits_no_longer_for_a_database_than_it_may(monkeypatch: py
             await shop.broker.has(1)
             relay.stop()
     assert shop.store.state_of(1) == "pending"
+
+
+async def test_not_even_if_it_was_told_while_it_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline_mediator.outbox.loop._WRITING", 0.02)
+    shop = Shop()
+    hang = shop.broker.hangs["orders"] = anyio.Event()
+    shop.store.hangs_on_leaving = anyio.Event()
+    await shop.put("a")
+    relay = shop.relay(stop_within=0.0)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.run)
+            await shop.until(lambda: shop.broker.calls)
+            relay.stop()
+            hang.set()
 
 
 async def test_an_outcome_is_written_whoever_cancels_meanwhile() -> None:
@@ -396,10 +440,11 @@ async def test_it_looks_by_itself_too() -> None:
 
 
 async def test_it_wakes_when_the_first_row_is_due_again() -> None:
-    shop = Shop()
+    shop = Shop(store=MemoryStore(lanes_at_a_time=LANES))
     shop.broker.refuse = once("a")
-    await shop.put("a", "b")
     async with shop.relay(poll=LONG, backoff=wait_fixed(0.02)):
+        await shop.until(lambda: shop.store.takes > 1)
+        await shop.put("a", "b")
         await shop.broker.has(2)
     assert shop.broker.ids == ["b", "a"]
 
@@ -586,7 +631,10 @@ async def test_drain_tells_of_a_lost_lease() -> None:
         await shop.relay().drain()
 
 
-async def test_an_outcome_that_cannot_be_written_in_time_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outcome_that_cannot_be_written_in_time_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_mediator.outbox.loop._WRITING", 0.02)
     shop = Shop()
     shop.store.hangs_on_leaving = anyio.Event()
     await shop.put("a")

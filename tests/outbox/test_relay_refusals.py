@@ -93,7 +93,7 @@ async def test_behind_a_dead_letter_the_rules_of_the_relay_hold(on_dead: str) ->
     shop = whole()
     shop.broker.refuse = of("k1", error=lambda: MessageTooLargeError("orders.placed", 2, 1))
     await shop.put("k1", "k2", "k3", key="k")
-    relay = shop.relay(on_dead=on_dead)
+    relay = shop.relay(on_dead=on_dead, pauses=wait_fixed(LONG))
     assert await relay.drain() == (2 if on_dead == "park" else 0)
     assert (await relay.health()).dead == 1
 
@@ -223,7 +223,7 @@ async def test_its_pauses_grow_and_end_when_it_works() -> None:
     shop = whole()
     shop.broker.refuse = lambda _: UNAVAILABLE
     await shop.put("a")
-    async with shop.relay(pauses=pauses):
+    async with shop.relay(pauses=pauses, poll=LONG):
         await shop.until(lambda: len(shop.broker.calls) == 3)
         shop.broker.refuse = lambda _: None
         await shop.broker.has(1)
@@ -363,8 +363,59 @@ async def test_a_broker_that_is_not_ordered_by_key_still_keeps_the_order() -> No
 
 async def test_nothing_is_published_when_the_deadline_is_over() -> None:
     shop = whole()
+    shop.store.is_late = True
     await shop.put("a")
-    async with shop.relay(lease=1e-6):
-        await shop.until(lambda: shop.store.takes > 5)
+    async with shop.relay(poll=LONG):
+        await shop.until(lambda: shop.store.takes > 3)
+        await anyio.sleep(0.05)
+        assert shop.store.takes < 20, "and it rests"
     assert shop.broker.calls == []
     assert shop.store.rows[1].failures == 0
+
+
+async def test_a_batch_without_a_row_that_can_be_read_is_not_the_end() -> None:
+    shop = whole()
+    await shop.put(*(str(number) for number in range(8)))
+    for number in range(1, 8):
+        shop.store.rows[number].readable = False
+    assert await shop.relay(batch=1).drain() == 1
+    assert len(await shop.store.dead_letters(10)) == 7
+
+
+async def test_a_destination_that_took_nothing_gets_no_more_of_the_same_batch() -> None:
+    shop = whole()
+    shop.broker.refuse = lambda outgoing: UNAVAILABLE if outgoing.destination == "orders" else None
+    await shop.put("k1", to="payments", key="k")
+    await shop.put("k2", to="orders", key="k")
+    await shop.put("l", to="orders", key="l")
+    await shop.relay(pauses=wait_fixed(LONG)).drain()
+    assert sorted(shop.broker.calls) == [["k1"], ["l"]]
+
+
+async def test_unavailable_alone_while_others_were_taken_is_one_messages_fault() -> None:
+    shop = whole()
+    shop.broker.refuse = of("bad", error=lambda: UNAVAILABLE)
+    await shop.put("a", "b", "bad")
+    shop.store.rows[3].failures = 1
+    await shop.relay(backoff=wait_fixed(LONG)).drain()
+    assert shop.store.rows[3].failures == 2
+
+
+async def test_unavailable_twice_in_a_row_is_the_destination() -> None:
+    shop = whole()
+    shop.broker.refuse = of("bad", "worse", "worst", error=lambda: UNAVAILABLE)
+    await shop.put("a", "b", "bad", "worse", "worst")
+    for number in (3, 4, 5):
+        shop.store.rows[number].failures = 1
+    await shop.relay(backoff=wait_fixed(LONG), pauses=wait_fixed(LONG)).drain()
+    assert [shop.store.rows[number].failures for number in (3, 4, 5)] == [2, 1, 1]
+    assert shop.broker.calls[1:] == [["bad"], ["worse"]]
+
+
+async def test_refused_where_others_of_the_batch_were_taken_is_the_rows_fault() -> None:
+    shop = whole()
+    shop.broker.refuse = of("250", error=lambda: BrokerRefusedError("not this one"))
+    await shop.put(*(str(number) for number in range(251)))
+    assert await shop.relay(backoff=wait_fixed(LONG)).drain() == 250
+    assert [len(call) for call in shop.broker.calls] == [250, 1]
+    assert [row.failures for row in shop.store.rows.values()] == [1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from tenacity import wait_fixed
 
 from pipeline_mediator.outbox import upkeep
+from pipeline_mediator.outbox.protocol import StoredMessage
 from tests.outbox.memory_store import MemoryStore
 from tests.outbox.relay_fakes import LONG, Shop
 
@@ -173,6 +176,25 @@ async def test_it_listens_as_long_as_it_runs() -> None:
     async with shop.relay():
         await shop.until(lambda: shop.store.listeners == 1)
     assert shop.store.listeners == 0
+
+
+async def test_what_was_committed_before_it_listened_is_not_forgotten() -> None:
+    may_listen = anyio.Event()
+
+    class Slow(MemoryStore):
+        @asynccontextmanager
+        async def listen(self) -> AsyncGenerator[None]:
+            await may_listen.wait()
+            yield
+
+    shop = Shop(store=Slow())
+    async with shop.relay(poll=LONG):
+        await shop.until(lambda: shop.store.takes)
+        await shop.store.add(None, [StoredMessage("a", "orders.placed", 1, "orders", "application/json", b"{}")])
+        await anyio.sleep(0.02)
+        assert shop.broker.ids == []
+        may_listen.set()
+        await shop.broker.has(1)
 
 
 async def test_it_listens_when_that_is_possible(caplog: pytest.LogCaptureFixture) -> None:

@@ -94,6 +94,7 @@ class Outage:
                 clients = [self._send(client, waiting, advance) for _ in range(CLIENTS)]
                 await _together(self._kill(), *clients)
                 await until_published(self.engine)
+        self.told.append(f"Requests that got no answer, and were sent again: {self.ledger.cut_off}.")
 
     async def count(self) -> list[Table]:
         """Hold everything against everything else."""
@@ -114,7 +115,7 @@ class Outage:
             await asyncio.sleep(kill.delay)
             self._service.kill()
             left = await unpublished(self.engine)
-            self.told.append(f"Killed after {kill.after} orders, with this many messages in the outbox: {left}.")
+            self.told.append(f"Killed after {kill.after} orders. Messages left in the outbox: {left}.")
             await self._service.start()
 
 

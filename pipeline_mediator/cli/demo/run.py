@@ -168,7 +168,8 @@ async def open_demo(
         engine = open_engine(database_url or f"sqlite+aiosqlite:///{folder}/orders.db")
         try:
             broker, listen = _broker(redis_url)
-            async with own_tables(engine, orders):
+            # The mediator would do without a broker for a while; a demo need not begin then.
+            async with broker, own_tables(engine, orders):
                 demo = Demo(engine, broker, listen, plan_visits(orders, seed), await read_contents(engine))
                 async with demo.mediator, OutboxRelay(demo.mediator):
                     yield demo

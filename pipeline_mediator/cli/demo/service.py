@@ -48,9 +48,9 @@ def main() -> None:
 
 async def _serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
-        mediator = create_mediator(
-            create_pipeline(create_engine(settings.database), await _broker(settings, stack)), SandboxPayments()
-        )
+        engine = create_engine(settings.database)
+        stack.push_async_callback(engine.dispose)
+        mediator = create_mediator(create_pipeline(engine, await _broker(settings, stack)), SandboxPayments())
         await stack.enter_async_context(mediator)
         await stack.enter_async_context(OutboxRelay(mediator))
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))

@@ -9,7 +9,7 @@ from sqlalchemy import and_, bindparam, case, literal_column, not_, or_, select,
 
 from pipeline_mediator.outbox.sqlalchemy.batch import DIED, Alone, Found
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
-from pipeline_mediator.outbox.sqlalchemy.sql import among
+from pipeline_mediator.outbox.sqlalchemy.sql import lock_among, update_among
 from pipeline_mediator.outbox.sqlalchemy.tables import PENDING
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ __all__ = ["LANES_AT_A_TIME", "Claiming"]
 LANES_AT_A_TIME = 16
 """A quarter of them, so that several relays find work."""
 
-_SUSPICIOUS = literal_column("2")
-"""From this many crashes in a row on, a lane is taken alone, one row at a time, until the rows of one batch are past."""
+_TOO_MANY = 2
+"""Crashes in a row: from then on a lane is taken alone, one row at a time, until the rows of one batch are past."""
 
 
 class Claiming:
@@ -35,7 +35,7 @@ class Claiming:
         self._dialect = dialect
         lanes, rows = tables.lanes, tables.rows
         self._work = work.order_by(lanes.c.served_at, lanes.c.lane)
-        begins_now = and_(lanes.c.alone == literal_column("0"), lanes.c.crashes >= _SUSPICIOUS)
+        begins_now = and_(lanes.c.alone == literal_column("0"), lanes.c.crashes >= literal_column(str(_TOO_MANY)))
         # In this order: MariaDB and MySQL see in the second expression what the first has written.
         attempt = (
             (lanes.c.alone, case((begins_now, bindparam("batch")), else_=lanes.c.alone)),
@@ -44,13 +44,8 @@ class Claiming:
         )
         self._looking = self._work.add_columns(_suspicious(lanes))
         self._at_once = self._claim_at_once(lanes, attempt)
-        self._free = (
-            select(lanes.c.lane)
-            .where(among(lanes.c.lane, "lanes", dialect), bindparam("alone") == _suspicious(lanes))
-            .with_for_update(skip_locked=True)
-        )
-        self._attempt = update(lanes).where(among(lanes.c.lane, "lanes", dialect)).ordered_values(*attempt)
-        self._left_alone = select(lanes.c.lane, lanes.c.alone).where(among(lanes.c.lane, "lanes", dialect))
+        self._lock = lock_among(lanes.c.lane, "lanes", dialect, also=(lanes.c.crashes, lanes.c.alone))
+        self._attempt = update_among(lanes.c.lane, "lanes", dialect).ordered_values(*attempt)
         self._count = (
             update(rows)
             .where(rows.c.id == bindparam("row"), rows.c.state == PENDING)
@@ -98,28 +93,28 @@ class Claiming:
 
     def _claim_step_by_step(self, connection: Connection, limit: int) -> Sequence[Any]:
         found = connection.execute(self._looking).all()
-        for candidates, alone in _turns(found):
-            free = connection.scalars(self._free, {"lanes": candidates, "alone": alone}).all()
+        for candidates in _turns(found):
+            free = connection.execute(self._lock, {"lanes": candidates}).all()
             if free:
-                connection.execute(self._attempt, {"lanes": free, "batch": limit})
-                return connection.execute(self._left_alone, {"lanes": free}).all()
+                connection.execute(self._attempt, {"lanes": [lane for lane, _, _ in free], "batch": limit})
+                return [(lane, alone or (limit if crashes >= _TOO_MANY else 0)) for lane, crashes, alone in free]
         return ()
 
 
 def _suspicious(lanes: Any) -> ColumnElement[bool]:
-    return or_(lanes.c.crashes >= _SUSPICIOUS, lanes.c.alone > literal_column("0"))
+    return or_(lanes.c.crashes >= literal_column(str(_TOO_MANY)), lanes.c.alone > literal_column("0"))
 
 
-def _turns(found: Sequence[Any]) -> list[tuple[list[int], bool]]:
+def _turns(found: Sequence[Any]) -> list[list[int]]:
     """The lanes in the order of their turns: suspicious ones each alone, the others together."""
-    turns: list[tuple[list[int], bool]] = []
-    open_turn: list[int] | None = None
+    turns: list[list[int]] = []
+    together: list[int] | None = None
     for lane, suspicious in found:
         if suspicious:
-            turns.append(([lane], True))
-        elif open_turn is None or len(open_turn) == LANES_AT_A_TIME:
-            open_turn = [lane]
-            turns.append((open_turn, False))
+            turns.append([lane])
+        elif together is None or len(together) == LANES_AT_A_TIME:
+            together = [lane]
+            turns.append(together)
         else:
-            open_turn.append(lane)
+            together.append(lane)
     return turns

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from pipeline_mediator.concurrency import Beside
+from pipeline_mediator.concurrency import Beside, finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -22,6 +22,7 @@ logger = getLogger(__name__)
 
 _LONGEST = 63
 """Bytes of a name in PostgreSQL."""
+_CLOSE_SECONDS = 5.0
 _PAUSES = (0.2, 1.0, 5.0, 30.0)
 """Seconds before it is tried again; the last one for ever."""
 
@@ -77,10 +78,12 @@ class Listening:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             # Out of the pool: it is used up for as long as the relay runs, and must not go back listening.
             await connection.run_sync(lambda it: it.detach())
-            if hasattr(driver, "add_listener"):
-                await self._listen_by_asyncpg(driver)
-            else:
-                await self._listen_by_psycopg(driver)
+            try:
+                await (self._listen_by_asyncpg if hasattr(driver, "add_listener") else self._listen_by_psycopg)(driver)
+            finally:
+                with suppress(Exception):
+                    await finish(_close(driver), seconds=_CLOSE_SECONDS)
+                await connection.invalidate()
 
     async def _listen_by_asyncpg(self, driver: Any) -> None:
         ended = anyio.Event()
@@ -102,3 +105,7 @@ class Listening:
             self._wake()
         self._failures = 0
         self._tried.set()
+
+
+async def _close(driver: Any) -> None:
+    await driver.close()

@@ -15,7 +15,7 @@ from pipeline_mediator.outbox.protocol import LANES
 from pipeline_mediator.outbox.sqlalchemy.batch import TakenBatch
 from pipeline_mediator.outbox.sqlalchemy.claiming import LANES_AT_A_TIME, Claiming
 from pipeline_mediator.outbox.sqlalchemy.errors import is_gone, lease_lost
-from pipeline_mediator.outbox.sqlalchemy.sql import among
+from pipeline_mediator.outbox.sqlalchemy.sql import lock_among
 from pipeline_mediator.outbox.sqlalchemy.tables import PENDING
 
 if TYPE_CHECKING:
@@ -62,11 +62,7 @@ class Locking:
         self._claiming = Claiming(tables, dialect, reading.lanes_with_work())
         self._server = _PostgreSQL() if dialect == "postgresql" else _MySQL()
         lanes, rows = tables.lanes, tables.rows
-        self._lock = (
-            select(lanes.c.lane, *self._server.lease_columns())
-            .where(among(lanes.c.lane, "lanes", dialect))
-            .with_for_update(skip_locked=True)
-        )
+        self._lock = lock_among(lanes.c.lane, "lanes", dialect, also=self._server.lease_columns())
         self._unchanged = select(rows.c.id).where(
             rows.c.id == bindparam("row"), rows.c.state == PENDING, rows.c.failures == bindparam("count")
         )

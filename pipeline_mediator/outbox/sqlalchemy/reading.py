@@ -6,14 +6,14 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, null, select, union_all, update
+from sqlalchemy import bindparam, func, null, select, union_all
 
 from pipeline_mediator.outbox.protocol import Failure
 from pipeline_mediator.outbox.sqlalchemy.batch import Found
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW, seconds_since
 from pipeline_mediator.outbox.sqlalchemy.rows import row_of
-from pipeline_mediator.outbox.sqlalchemy.sql import among, by_index, same
-from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING, WHOLE
+from pipeline_mediator.outbox.sqlalchemy.sql import MYSQL, by_index, same, update_among
+from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING, WHOLE, unsent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -51,7 +51,7 @@ class Reading:
         rows, lanes = self._rows, self._lanes
         first = (
             select(rows.c.id)
-            .where(rows.c.state == PENDING, same(rows.c.lane, lanes.c.lane))
+            .where(unsent(rows, PENDING), same(rows.c.lane, lanes.c.lane))
             .order_by(rows.c.lane, rows.c.id)
             .limit(1)
         )
@@ -196,7 +196,7 @@ class Reading:
                 rows.c.last_error,
                 rows.c.lane,
             )
-            .where(rows.c.state == PENDING, same(rows.c.lane, bindparam(f"lane_{position}")))
+            .where(unsent(rows, PENDING), same(rows.c.lane, bindparam(f"lane_{position}")))
             .order_by(rows.c.lane, rows.c.id)
             .limit(bindparam("share"))
         )
@@ -204,11 +204,10 @@ class Reading:
 
     def _to_the_end(self, one: Any, other: Any) -> list[ColumnElement[bool]]:
         # MariaDB and MySQL hold texts equal that differ in spaces at the end.
-        return [func.length(one) == func.length(other)] if self._dialect in {"mysql", "mariadb"} else []
+        return [func.length(one) == func.length(other)] if self._dialect in MYSQL else []
 
     def _set_state(self, state: Any, hold: Any) -> Any:
-        rows = self._rows
-        return update(rows).where(among(rows.c.id, "ids", self._dialect)).values(state=state, hold=hold)
+        return update_among(self._rows.c.id, "ids", self._dialect).values(state=state, hold=hold)
 
     def _index(self, purpose: str) -> str:
         return f"ix_{self._rows.name}_{purpose}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Float, bindparam, delete, literal_column, null, select, update
+from sqlalchemy import Float, bindparam, literal_column, null, select, update
 
 from pipeline_mediator.databases import seconds_ago
 from pipeline_mediator.outbox.sqlalchemy.batch import DIED
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
-from pipeline_mediator.outbox.sqlalchemy.sql import among, by_index
+from pipeline_mediator.outbox.sqlalchemy.sql import among, by_index, delete_among, update_among
 from pipeline_mediator.outbox.sqlalchemy.tables import DEAD, DELAYED, PENDING, SENT, WAITING
 
 if TYPE_CHECKING:
@@ -31,11 +31,9 @@ class Settling:
 
     def __init__(self, tables: OutboxTables, dialect: str, *, keep: bool) -> None:
         rows, lanes = tables.rows, tables.lanes
-        chosen = among(rows.c.id, "ids", dialect)
+        chosen = update_among(rows.c.id, "ids", dialect)
         one = rows.c.id == bindparam("row")
-        self._sent: Any = (
-            update(rows).where(chosen).values(state=SENT, sent_at=NOW) if keep else delete(rows).where(chosen)
-        )
+        self._sent: Any = chosen.values(state=SENT, sent_at=NOW) if keep else delete_among(rows.c.id, "ids", dialect)
         told = {"failures": bindparam("count"), "last_error": bindparam("error")}
         self._delayed = (
             update(rows)
@@ -55,11 +53,9 @@ class Settling:
             rows,
             f"ix_{rows.name}_hold",
         )
-        self._released = update(rows).where(chosen).values(state=PENDING, hold=null())
-        self._left = (
-            update(lanes)
-            .where(among(lanes.c.lane, "lanes", dialect))
-            .values(crashes=literal_column("0"), alone=bindparam("rows_alone"), served_at=NOW)
+        self._released = chosen.values(state=PENDING, hold=null())
+        self._left = update_among(lanes.c.lane, "lanes", dialect).values(
+            crashes=literal_column("0"), alone=bindparam("rows_alone"), served_at=NOW
         )
 
     def settle(self, connection: Connection, batch: TakenBatch, *, park: bool) -> None:

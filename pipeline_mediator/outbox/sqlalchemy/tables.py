@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     literal_column,
 )
 from sqlalchemy.dialects import mysql
@@ -23,9 +24,20 @@ from sqlalchemy.dialects import mysql
 from pipeline_mediator.databases import Timestamp
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, MetaData
+    from sqlalchemy import ColumnElement, FromClause, MetaData
 
-__all__ = ["DEAD", "DELAYED", "NAME_LENGTH", "PENDING", "SENT", "WAITING", "WHOLE", "OutboxTables", "outbox_tables"]
+__all__ = [
+    "DEAD",
+    "DELAYED",
+    "NAME_LENGTH",
+    "PENDING",
+    "SENT",
+    "WAITING",
+    "WHOLE",
+    "OutboxTables",
+    "outbox_tables",
+    "unsent",
+]
 
 PENDING: Final = literal_column("0", SmallInteger)
 """Due. States are literals, never parameters: a partial index is only used where the planner sees the value."""
@@ -80,6 +92,11 @@ def outbox_tables(metadata: MetaData, *, name: str = "outbox", schema: str | Non
     """
     schema = metadata.schema if schema is None else schema
     return OutboxTables(_rows(metadata, name, schema), _lanes(metadata, f"{name}_lanes", schema))
+
+
+def unsent(rows: FromClause, state: ColumnElement[int]) -> ColumnElement[bool]:
+    """In this state, and not sent: SQLite compares conditions word by word to see whether a partial index will do."""
+    return and_(rows.c.state == state, rows.c.state < SENT)
 
 
 def _rows(metadata: MetaData, name: str, schema: str | None) -> Table:

@@ -14,7 +14,7 @@ from pipeline_mediator.errors import ConfigurationError, OutboxFullError, name_o
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
 from pipeline_mediator.outbox.sqlalchemy.rows import COLUMNS, columns_of
 from pipeline_mediator.outbox.sqlalchemy.schema import schema_error
-from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING
+from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING, unsent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,9 +98,9 @@ class _Room:
 
 def _bounded_count(tables: OutboxTables, limit: int) -> Any:
     """What is neither sent nor dead, by index alone, of each state no further than `limit`."""
-    state, number = tables.rows.c.state, tables.rows.c.id
+    rows = tables.rows
     each = [
-        select(select(number).where(state == wanted).limit(limit).subquery(name))
+        select(select(rows.c.id).where(unsent(rows, wanted)).limit(limit).subquery(name))
         for name, wanted in (("pending", PENDING), ("delayed", DELAYED), ("waiting", WAITING))
     ]
     return select(func.count()).select_from(union_all(*each).subquery("counted"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -46,7 +46,7 @@ class Streams(MessageBroker):
 
 
 @asynccontextmanager
-async def relay_of(url: str, redis_url: str, limit: int) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+async def relay_of(url: str, redis_url: str, limit: int) -> AsyncGenerator[Callable[[], Coroutine[Any, Any, None]]]:
     """Yields its loop, which runs until it is cancelled."""
     logging.getLogger("cqrs").setLevel(logging.WARNING)  # it sets DEBUG when it is imported
     cqrs.OutboxedEventMap.register(_NAME, Placed)
