@@ -46,7 +46,7 @@ class MemoryBroker:
     Raises `ConfigurationError` for a subscription without destination, or with a name that is taken.
     """
 
-    def __init__(self, *, capacity: int = 1000, timeout: float = 30.0) -> None:
+    def __init__(self, *, capacity: int = 1000, timeout: float = 10.0) -> None:
         if capacity < 1 or timeout <= 0:
             raise ConfigurationError(f"capacity={capacity}, timeout={timeout}: both must be above 0")
         self._capacity = capacity

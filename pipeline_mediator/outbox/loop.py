@@ -148,7 +148,7 @@ class Loop:
             self._round_scope = scope
             try:
                 async with self._store.take(settings.batch, settings.policy, without=without) as batch:
-                    if batch is not None:
+                    if batch is not None and not self._stopping:
                         publishing = self._publishing = Publishing(self._mediator, batch, settings, self._destinations)
                         try:
                             await publishing.run()

@@ -16,7 +16,7 @@ from pipeline_mediator.outbox.trouble import in_words
 from pipeline_mediator.outbox.waves import cut, in_waves, probe_of, sorted_out
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pipeline_mediator.outbox.destinations import Destinations
     from pipeline_mediator.outbox.protocol import Batch, StoredRow
@@ -217,20 +217,19 @@ class Publishing:
         left = {row.id: row for row in rows}
         for number in published.accepted:
             del left[number]
-        refused = _first_of_keys(left, published.refused)
         self._stopped.update(row.message.key for row in left.values() if row.message.key is not None)
         # One error for several rows is no verdict on each of them.
-        each = len({id(error) for _, error in refused}) == len(refused)
+        each = len({id(error) for _, error in published.refused}) == len(published.refused)
         works = bool(published.accepted) or place.trusted
         failures: list[Failure] = []
         blamed: Exception | None = None
-        for row, error in refused:
+        for number, error in published.refused:
             answered = isinstance(error, PermanentError)
             if each and isinstance(error, MessageTooLargeError):
-                failures.append(Failure(row.id, in_words(error), None))
+                failures.append(Failure(number, in_words(error), None))
             elif works or (answered and place.accepted):
                 final = each and answered and not isinstance(error, BrokerRefusedError)
-                failures.append(self._counted(row, error, final=final))
+                failures.append(self._counted(left[number], error, final=final))
                 # To be unavailable once may be one message's fault; twice in a row it is not.
                 place.trusted = place.trusted and (answered or bool(published.accepted))
             else:
@@ -253,21 +252,6 @@ class Publishing:
         delays = [failure.delay for failure in failures if failure.delay is not None]
         if delays:
             self.next_due = min(delays) if self.next_due is None else min(self.next_due, *delays)
-
-
-def _first_of_keys(
-    rows: Mapping[int, StoredRow], refused: Sequence[tuple[int, Exception]]
-) -> list[tuple[StoredRow, Exception]]:
-    """The refused rows, of each key the first: the others were refused because that one was."""
-    keys: set[str] = set()
-    first: list[tuple[StoredRow, Exception]] = []
-    for number, error in refused:
-        key = rows[number].message.key
-        if key is None or key not in keys:
-            first.append((rows[number], error))
-        if key is not None:
-            keys.add(key)
-    return first
 
 
 def _log(which: str, failures: Sequence[Failure]) -> None:

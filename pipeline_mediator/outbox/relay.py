@@ -69,7 +69,7 @@ class OutboxRelay:
     Without `store` it serves the pipeline's. A relay never ends by itself: what fails is logged and tried again; only
     `drain` raises.
 
-    Source of the idea: the polling publisher of the transactional outbox; what is new here are the lanes.
+    Source of the idea: the polling publisher of the transactional outbox pattern.
 
     Raises `ConfigurationError` for a pipeline without outbox, or settings that cannot be.
     """
@@ -146,8 +146,13 @@ class OutboxRelay:
     async def __aenter__(self) -> Self:
         self._begin()
         # No task group, which could only be left in the task that entered it: who leaves may be another one.
-        self._beside = Beside(self._run_beside)
-        await self._beside.start()
+        beside = Beside(self._run_beside)
+        try:
+            await beside.start()
+        except BaseException:
+            self._running = False
+            raise
+        self._beside = beside
         return self
 
     async def __aexit__(

@@ -315,6 +315,26 @@ async def test_a_stop_lets_the_batch_at_hand_finish() -> None:
     assert [row.message.message_id for row in shop.store.rows.values()] == ["b"]
 
 
+async def test_what_was_taken_when_it_was_stopped_is_given_back() -> None:
+    may_take = anyio.Event()
+
+    class Slow(MemoryStore):
+        async def _reach(self) -> None:
+            if self.takes:
+                await may_take.wait()
+
+    shop = Shop(store=Slow())
+    await shop.put("a")
+    relay = shop.relay()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(relay.run)
+        await shop.until(lambda: shop.store.takes)
+        relay.stop()
+        may_take.set()
+    assert shop.broker.calls == []
+    assert shop.store.state_of(1) == "pending"
+
+
 async def test_a_stop_gives_back_what_takes_too_long_and_writes_what_is_known(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -85,7 +85,8 @@ class Relay:
         taken: asyncio.Future[Batch | None] = asyncio.get_running_loop().create_future()
         self._ending = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._hold(limit, policy, without, taken, self._ending))
-        await asyncio.wait([self._task, taken], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [self._task, taken]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not taken.done():
             await self._task
         self.batch = await taken

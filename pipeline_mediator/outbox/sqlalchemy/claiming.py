@@ -31,8 +31,11 @@ _TOO_MANY = 2
 class Claiming:
     """Counts an attempt on lanes before it is made: only who comes back takes the count back."""
 
-    def __init__(self, tables: OutboxTables, dialect: str, work: Select[Any]) -> None:
+    def __init__(
+        self, tables: OutboxTables, dialect: str, work: Select[Any], lanes_at_a_time: int = LANES_AT_A_TIME
+    ) -> None:
         self._dialect = dialect
+        self._at_a_time = lanes_at_a_time
         lanes, rows = tables.lanes, tables.rows
         self._work = work.order_by(lanes.c.served_at, lanes.c.lane)
         begins_now = and_(lanes.c.alone == literal_column("0"), lanes.c.crashes >= literal_column(str(_TOO_MANY)))
@@ -75,7 +78,7 @@ class Claiming:
         """One statement, which is committed by itself. The locks of a CTE are taken once, and only as far as LIMIT."""
         free = (
             self._work.add_columns(lanes.c.served_at, _suspicious(lanes).label("suspicious"))
-            .limit(LANES_AT_A_TIME)
+            .limit(self._at_a_time)
             .with_for_update(of=lanes, skip_locked=True)
             .cte("free")
         )
@@ -93,7 +96,7 @@ class Claiming:
 
     def _claim_step_by_step(self, connection: Connection, limit: int) -> Sequence[Any]:
         found = connection.execute(self._looking).all()
-        for candidates in _turns(found):
+        for candidates in _turns(found, self._at_a_time):
             free = connection.execute(self._lock, {"lanes": candidates}).all()
             if free:
                 connection.execute(self._attempt, {"lanes": [lane for lane, _, _ in free], "batch": limit})
@@ -105,14 +108,14 @@ def _suspicious(lanes: Any) -> ColumnElement[bool]:
     return or_(lanes.c.crashes >= literal_column(str(_TOO_MANY)), lanes.c.alone > literal_column("0"))
 
 
-def _turns(found: Sequence[Any]) -> list[list[int]]:
+def _turns(found: Sequence[Any], at_a_time: int) -> list[list[int]]:
     """The lanes in the order of their turns: suspicious ones each alone, the others together."""
     turns: list[list[int]] = []
     together: list[int] | None = None
     for lane, suspicious in found:
         if suspicious:
             turns.append([lane])
-        elif together is None or len(together) == LANES_AT_A_TIME:
+        elif together is None or len(together) == at_a_time:
             together = [lane]
             turns.append(together)
         else:

@@ -5,31 +5,34 @@ from __future__ import annotations
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import msgspec
-from sqlalchemy import Float, bindparam, null, select, update
+from sqlalchemy import Float, bindparam, func, literal_column, null, select, update
 from sqlalchemy.exc import OperationalError
 
 from pipeline_mediator.concurrency import finish
 from pipeline_mediator.databases import seconds_ago
 from pipeline_mediator.outbox.protocol import LANES
 from pipeline_mediator.outbox.sqlalchemy.batch import TakenBatch
-from pipeline_mediator.outbox.sqlalchemy.claiming import LANES_AT_A_TIME, Claiming
+from pipeline_mediator.outbox.sqlalchemy.claiming import Claiming
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
 from pipeline_mediator.outbox.sqlalchemy.errors import lease_lost
+from pipeline_mediator.outbox.sqlalchemy.one_hop import OneHop
 from pipeline_mediator.outbox.sqlalchemy.process import ProcessName
-from pipeline_mediator.outbox.sqlalchemy.tables import WHOLE
+from pipeline_mediator.outbox.sqlalchemy.reading import Reading
+from pipeline_mediator.outbox.sqlalchemy.sql import among
+from pipeline_mediator.outbox.sqlalchemy.tables import PENDING, WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from pipeline_mediator.outbox.protocol import Policy
-    from pipeline_mediator.outbox.sqlalchemy.reading import Reading
     from pipeline_mediator.outbox.sqlalchemy.settling import Settling
     from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
 
@@ -59,13 +62,13 @@ class Leasing:
     """One lease for the whole outbox, taken with a batch and given up with it; a dead owner's is taken over at once."""
 
     def __init__(self, engine: AsyncEngine, tables: OutboxTables, reading: Reading, settling: Settling) -> None:
-        self._looking = engine.execution_options(sqlite_begin="DEFERRED")
-        self._engine = engine.execution_options(sqlite_begin="IMMEDIATE")
+        self._hop = OneHop(engine)
         self._process = ProcessName.own()
-        self._reading = reading
+        self._reading = _SequentialReading(tables, engine.dialect.name)
         self._settling = settling
-        self._work = reading.lanes_with_work().limit(1)
-        self._claiming = Claiming(tables, engine.dialect.name, reading.lanes_with_work())
+        self._work = self._reading.lanes_with_work().limit(1)
+        # With one lease there is nobody to leave lanes to.
+        self._claiming = Claiming(tables, engine.dialect.name, self._reading.lanes_with_work(), LANES)
         lanes = tables.lanes
         whole = lanes.c.lane == WHOLE
         self._lease = select(lanes.c.owner, lanes.c.expires_at > NOW).where(whole)
@@ -97,11 +100,8 @@ class Leasing:
     # -- taking --------------------------------------------------------------------------------------------------------
 
     async def _begin(self, taking: _Taking) -> None:
-        async with self._looking.connect() as connection:
-            worth_it = await connection.run_sync(self._look, taking)
-        if worth_it:
-            async with self._engine.begin() as connection:
-                await connection.run_sync(self._take, taking)
+        if await self._hop.read(partial(self._look, taking=taking)):
+            await self._hop.write(partial(self._take, taking=taking))
 
     def _look(self, connection: Connection, taking: _Taking) -> bool:
         """Whether it is worth the write lock, for which writers would have to wait."""
@@ -114,7 +114,7 @@ class Leasing:
             return
         limit, park = taking.limit, taking.policy.park
         self._reading.wake(connection, limit, taking.without)
-        for _ in range(LANES // LANES_AT_A_TIME):
+        for _ in range(LANES):
             lanes, alone = self._claiming.claim(connection, limit)
             if not lanes:
                 return
@@ -141,8 +141,7 @@ class Leasing:
         give_up = time.monotonic() + taking.policy.lease
         while True:
             try:
-                async with self._engine.begin() as connection:
-                    await connection.run_sync(self._settle, taking, taking.batch)
+                await self._hop.write(partial(self._settle, taking=taking, batch=taking.batch))
             except OperationalError as error:
                 if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != _BUSY or time.monotonic() > give_up:
                     raise
@@ -155,6 +154,37 @@ class Leasing:
             raise lease_lost("another relay has taken the outbox over")
         self._settling.settle(connection, batch, park=taking.policy.park)
         connection.execute(self._disown)
+
+
+_WINDOW = 20
+"""How many times a batch's ids are looked through for its rows, which may lie between others."""
+
+
+class _SequentialReading(Reading):
+    """Rows in the order in which they lie in the table: whoever has all lanes need not gather them from each."""
+
+    def __init__(self, tables: OutboxTables, dialect: str) -> None:
+        super().__init__(tables, dialect)
+        rows, lanes = tables.rows, tables.lanes
+        chosen = among(rows.c.lane, "lanes", dialect)
+        first = self.lanes_with_work().with_only_columns(self.first_of_lane().scalar_subquery().label("first"))
+        first = first.where(among(lanes.c.lane, "lanes", dialect))
+        self._first_pending = select(func.min(first.subquery().c.first))
+        self._window = (
+            self.row()
+            .where(rows.c.id.between(bindparam("first"), bindparam("last")))
+            # Not by the index of the state, which is in the order of the lanes.
+            .where(rows.c.state + literal_column("0") == PENDING, chosen)
+            .order_by(rows.c.id)
+            .limit(bindparam("limit"))
+        )
+
+    def read(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[Any]:
+        first = connection.scalar(self._first_pending, {"lanes": lanes})
+        if first is None:
+            return []
+        window = {"first": first, "last": first + _WINDOW * limit, "lanes": lanes, "limit": limit}
+        return list(connection.execute(self._window, window).all())
 
 
 def _encode(owner: _Owner) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +49,20 @@ class Reading:
 
     def lanes_with_work(self) -> Select[Any]:
         """Lanes with something pending; one probe of an index for each."""
+        lanes = self._lanes
+        return select(lanes.c.lane).where(lanes.c.lane < WHOLE, self.first_of_lane().scalar_subquery().is_not(None))
+
+    def first_of_lane(self) -> Select[Any]:
+        """The id of the first pending row of a lane."""
         rows, lanes = self._rows, self._lanes
-        first = (
+        query = (
             select(rows.c.id)
             .where(unsent(rows, PENDING), same(rows.c.lane, lanes.c.lane))
             .order_by(rows.c.lane, rows.c.id)
             .limit(1)
+            .correlate(lanes)
         )
-        work = by_index(first, rows, self._index("lane")).scalar_subquery().is_not(None)
-        return select(lanes.c.lane).where(lanes.c.lane < WHOLE, work)
+        return by_index(query, rows, self._index("lane"))
 
     # -- delayed rows whose time has come ------------------------------------------------------------------------------
 
@@ -136,34 +142,37 @@ class Reading:
         """
         give_up = time.monotonic() + _SECONDS
         while True:
-            raw = self._read(connection, lanes, limit)
+            raw = self.read(connection, lanes, limit)
             found, aside = _sort_out(raw, without, park=park)
             if aside.delayed:
                 connection.execute(self._delay, {"ids": aside.delayed})
             if aside.waiting:
                 connection.execute(self._wait, {"ids": aside.waiting})
-            if found.rows or found.unreadable or len(raw) < limit or time.monotonic() > give_up:
+            if found.rows or found.unreadable or not raw or time.monotonic() > give_up:
                 return found
 
-    def _read(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[Any]:
+    def read(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[Any]:
         """The first rows of the lanes, an equal share of each; what some lanes lack is made up from the others.
 
         Each lane's rows are of one statement: what was committed between two of them may belong before what the second
         one reads.
         """
-        of_lane: dict[int, list[Any]] = {}
-        wanted, share = list(lanes), 0
-        while wanted and (lacking := limit - sum(map(len, of_lane.values()))) > 0:
-            share += -(-lacking // len(wanted))
-            for lane in wanted:
-                of_lane[lane] = []
-            parameters = {f"lane_{position}": lane for position, lane in enumerate(wanted)}
-            for row in connection.execute(self._first(len(wanted)), {**parameters, "share": share}):
-                of_lane[row[_LANE]].append(row)
-            wanted = [lane for lane in wanted if len(of_lane[lane]) == share]
-        raw = [row for rows in of_lane.values() for row in rows]
+        share = -(-limit // len(lanes))
+        raw = self._share_of(connection, lanes, share)
+        while len(raw) < limit:
+            got = Counter(row[_LANE] for row in raw)
+            more = [lane for lane in lanes if got[lane] == share]
+            if not more:
+                break
+            share += -(-(limit - len(raw)) // len(more))
+            raw = [row for row in raw if row[_LANE] not in more] + self._share_of(connection, more, share)
+            lanes = more
         raw.sort(key=_id)
         return raw[:limit]
+
+    def _share_of(self, connection: Connection, lanes: Sequence[int], share: int) -> list[Any]:
+        parameters = {f"lane_{position}": lane for position, lane in enumerate(lanes)}
+        return list(connection.execute(self._first(len(lanes)), {**parameters, "share": share}).all())
 
     def message_columns(self) -> tuple[Any, ...]:
         """What `message_of` reads."""
@@ -178,6 +187,17 @@ class Reading:
 
     def _first_of_lane(self, position: int) -> Select[Any]:
         rows = self._rows
+        query = (
+            self.row()
+            .where(unsent(rows, PENDING), same(rows.c.lane, bindparam(f"lane_{position}")))
+            .order_by(rows.c.lane, rows.c.id)
+            .limit(bindparam("share"))
+        )
+        return by_index(query, rows, self._index("lane"))
+
+    def row(self) -> Select[Any]:
+        """Everything about a row, and the first row of its key that is delayed, waiting or dead."""
+        rows = self._rows
         blocking = rows.alias("blocking")
         front: ScalarSelect[Any] = by_index(
             select(blocking.c.id)
@@ -187,20 +207,14 @@ class Reading:
             blocking,
             self._index("hold"),
         ).scalar_subquery()
-        query = (
-            select(
-                *self.message_columns(),
-                rows.c.failures,
-                seconds_since(rows.c.created_at).label("age"),
-                front.label("front"),
-                rows.c.last_error,
-                rows.c.lane,
-            )
-            .where(unsent(rows, PENDING), same(rows.c.lane, bindparam(f"lane_{position}")))
-            .order_by(rows.c.lane, rows.c.id)
-            .limit(bindparam("share"))
+        return select(
+            *self.message_columns(),
+            rows.c.failures,
+            seconds_since(rows.c.created_at).label("age"),
+            front.label("front"),
+            rows.c.last_error,
+            rows.c.lane,
         )
-        return by_index(query, rows, self._index("lane"))
 
     def _to_the_end(self, one: Any, other: Any) -> list[ColumnElement[bool]]:
         # MariaDB and MySQL hold texts equal that differ in spaces at the end.

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from pipeline_mediator.concurrency import finish
 from pipeline_mediator.errors import ConfigurationError
 from pipeline_mediator.outbox.sqlalchemy.leasing import Leasing
 from pipeline_mediator.outbox.sqlalchemy.listening import Listening, channel_of
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
 
 __all__ = ["SQLAlchemyOutbox"]
+
+_SECONDS = 60.0
+"""For whatever else is asked of the database. To its end also if the caller is cancelled: a statement that is cut off
+leaves a connection behind, and with aiosqlite a thread."""
 
 _TAKERS = {"postgresql": Locking, "mysql": Locking, "mariadb": Locking, "sqlite": Leasing}
 
@@ -107,34 +112,34 @@ class SQLAlchemyOutbox:
 
     async def clean(self, limit: int, /) -> int:
         """Delete what was sent longer than `keep` ago; see `OutboxStore.clean`."""
-        return await self._own().upkeep.clean(limit)
+        return await finish(self._own().upkeep.clean(limit), seconds=_SECONDS)
 
     async def health(self) -> Health:
         """Count what is not sent. By index, but every row: a second for some million."""
-        return await self._own().upkeep.health()
+        return await finish(self._own().upkeep.health(), seconds=_SECONDS)
 
     async def next_due(self) -> float | None:
         """Seconds until something that backs off is due."""
-        return await self._own().upkeep.next_due()
+        return await finish(self._own().upkeep.next_due(), seconds=_SECONDS)
 
     # -- an operator's side --------------------------------------------------------------------------------------------
 
     async def validate_schema(self) -> None:
         """Raise `SchemaError` with every difference between the tables in the database and what this version needs."""
         reading = self._own()
-        await validate(reading.engine, reading.tables)
+        await finish(validate(reading.engine, reading.tables), seconds=_SECONDS)
 
     async def dead_letters(self, limit: int, /, *, after: int = 0) -> Sequence[DeadLetter]:
         """What was given up, by id, beginning behind `after`."""
-        return await self._own().upkeep.dead_letters(limit, after)
+        return await finish(self._own().upkeep.dead_letters(limit, after), seconds=_SECONDS)
 
     async def retry(self, ids: Sequence[int], /) -> int:
         """Make dead letters due again, with one failure to their name."""
-        return await self._own().upkeep.retry(ids)
+        return await finish(self._own().upkeep.retry(ids), seconds=_SECONDS)
 
     async def purge(self, ids: Sequence[int], /) -> int:
         """Delete dead letters for good. Waits for a relay that has their lanes to finish its batch."""
-        return await self._own().upkeep.purge(ids)
+        return await finish(self._own().upkeep.purge(ids), seconds=_SECONDS)
 
     def _own(self) -> _Reading:
         if self._reading is None:
@@ -164,5 +169,5 @@ class _Reading:
     async def start(self, *, park: bool) -> None:
         """Once for each policy."""
         if park not in self._started:
-            await self.upkeep.start(park=park)
+            await finish(self.upkeep.start(park=park), seconds=_SECONDS)
             self._started.add(park)
