@@ -184,8 +184,9 @@ class Loop:
 
     async def _wait(self, seconds: float) -> None:
         if self._rung:
-            self._in_vain += 1
+            # Once is nothing: a commit of this process rings twice where the database tells of it too.
             await self._rest(min(seconds, _LONGEST_HUSH, _HUSH * self._in_vain))
+            self._in_vain += 1
         else:
             self._in_vain = 0
         self._rung = await self._bell.wait(seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Self
 
@@ -127,11 +128,10 @@ async def test_29_no_statement_of_a_relay_reads_what_was_sent(scene: Scene, *, a
         async with scene.engine.begin() as connection:
             await connection.execute(text("ANALYZE"))
     await scene.send(scene.command("a", "b", notes=2))
-    with Statements(scene.engine) as statements:
-        async with keeping.take(1000, POLICY) as batch:
-            assert batch is not None
-            assert len(batch.rows) == 4
-            batch.sent([row.id for row in batch.rows])
+    async with Statements(scene.engine) as statements, keeping.take(1000, POLICY) as batch:
+        assert batch is not None
+        assert len(batch.rows) == 4
+        batch.sent([row.id for row in batch.rows])
     assert len(statements) >= 3
     assert await statements.scans() == []
 
@@ -150,9 +150,8 @@ async def test_29_a_poll_does_not_read_what_waits_behind_a_failed_head(scene: Sc
     store = scene.store()
     async with store.take(1000, POLICY) as batch:
         assert batch is None
-    with Statements(scene.engine) as statements:
-        async with store.take(1000, POLICY) as batch:
-            assert batch is None
+    async with Statements(scene.engine) as statements, store.take(1000, POLICY) as batch:
+        assert batch is None
     assert await statements.scans() == []
     assert await statements.pages() < 500
 
@@ -169,12 +168,24 @@ class Statements:
         self._engine = engine
         self._sent: list[tuple[str, Any]] = []
 
-    def __enter__(self) -> Self:
-        event.listen(self._engine.sync_engine, "before_cursor_execute", self._note)
+    async def __aenter__(self) -> Self:
+        if self._engine.dialect.name == "sqlite":
+            await self._trace(lambda statement: self._note(None, None, statement, ()))
+        else:
+            event.listen(self._engine.sync_engine, "before_cursor_execute", self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        event.remove(self._engine.sync_engine, "before_cursor_execute", self._note)
+    async def __aexit__(self, *_: object) -> None:
+        if self._engine.dialect.name == "sqlite":
+            await self._trace(None)
+        else:
+            event.remove(self._engine.sync_engine, "before_cursor_execute", self._note)
+
+    async def _trace(self, note: Callable[[str], None] | None) -> None:
+        """By the driver, parameters filled in: a store may speak to it without SQLAlchemy. The pool has one of them."""
+        async with self._engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await driver.set_trace_callback(note)
 
     def __len__(self) -> int:
         return len(self._sent)

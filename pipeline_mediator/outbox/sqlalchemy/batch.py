@@ -57,9 +57,11 @@ class TakenBatch:
         self._failed: dict[int, Failure] = {}
 
     def sent(self, ids: Sequence[int], /) -> None:
+        """See `Batch.sent`."""
         self._sent.extend(ids)
 
     def failed(self, failures: Sequence[Failure], /) -> None:
+        """See `Batch.failed`."""
         self._failed.update((failure.id, failure) for failure in failures)
 
     @property

@@ -10,13 +10,14 @@ from sqlalchemy import and_, bindparam, case, literal_column, not_, or_, select,
 from pipeline_mediator.outbox.sqlalchemy.batch import DIED, Alone, Found
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
 from pipeline_mediator.outbox.sqlalchemy.sql import lock_among, update_among
-from pipeline_mediator.outbox.sqlalchemy.tables import PENDING
+from pipeline_mediator.outbox.sqlalchemy.tables import PENDING, WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Select
+    from sqlalchemy import ColumnElement, Connection
 
+    from pipeline_mediator.outbox.sqlalchemy.reading import Reading
     from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
 
 __all__ = ["LANES_AT_A_TIME", "Claiming"]
@@ -32,12 +33,11 @@ class Claiming:
     """Counts an attempt on lanes before it is made: only who comes back takes the count back."""
 
     def __init__(
-        self, tables: OutboxTables, dialect: str, work: Select[Any], lanes_at_a_time: int = LANES_AT_A_TIME
+        self, tables: OutboxTables, dialect: str, reading: Reading, lanes_at_a_time: int = LANES_AT_A_TIME
     ) -> None:
         self._dialect = dialect
         self._at_a_time = lanes_at_a_time
         lanes, rows = tables.lanes, tables.rows
-        self._work = work.order_by(lanes.c.served_at, lanes.c.lane)
         begins_now = and_(lanes.c.alone == literal_column("0"), lanes.c.crashes >= literal_column(str(_TOO_MANY)))
         # In this order: MariaDB and MySQL see in the second expression what the first has written.
         attempt = (
@@ -45,8 +45,10 @@ class Claiming:
             (lanes.c.crashes, lanes.c.crashes + literal_column("1")),
             (lanes.c.served_at, NOW),
         )
-        self._looking = self._work.add_columns(_suspicious(lanes))
-        self._at_once = self._claim_at_once(lanes, attempt)
+        self._looking = (
+            reading.lanes_with_work().add_columns(_suspicious(lanes)).order_by(lanes.c.served_at, lanes.c.lane)
+        )
+        self._at_once = self._claim_at_once(reading, lanes, attempt)
         self._lock = lock_among(lanes.c.lane, "lanes", dialect, also=(lanes.c.crashes, lanes.c.alone))
         self._attempt = update_among(lanes.c.lane, "lanes", dialect).ordered_values(*attempt)
         self._count = (
@@ -74,10 +76,15 @@ class Claiming:
         found.rows[0] = counted
         return Alone(row.failures, found.last_error, left)
 
-    def _claim_at_once(self, lanes: Any, attempt: tuple[Any, ...]) -> Any:
+    def _claim_at_once(self, reading: Reading, lanes: Any, attempt: tuple[Any, ...]) -> Any:
         """One statement, which is committed by itself. The locks of a CTE are taken once, and only as far as LIMIT."""
+        # A subquery for the order, so that lanes whose turn it is not are not looked into.
+        turns = select(lanes.c.lane).where(lanes.c.lane < WHOLE).order_by(lanes.c.served_at, lanes.c.lane)
+        turn = turns.offset(0).subquery("turn")
         free = (
-            self._work.add_columns(lanes.c.served_at, _suspicious(lanes).label("suspicious"))
+            select(lanes.c.lane, lanes.c.served_at, _suspicious(lanes).label("suspicious"))
+            .join(turn, turn.c.lane == lanes.c.lane)
+            .where(reading.first_of(turn.c.lane).is_not(None))
             .limit(self._at_a_time)
             .with_for_update(of=lanes, skip_locked=True)
             .cte("free")

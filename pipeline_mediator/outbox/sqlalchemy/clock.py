@@ -29,7 +29,8 @@ class seconds_since(FunctionElement[float]):  # noqa: N801 - reads as the SQL fu
 
 @compiles(seconds_since, "postgresql")
 def _on_postgresql(element: seconds_since, compiler: SQLCompiler, **options: Any) -> str:
-    return f"extract(epoch from clock_timestamp() - {compiler.process(element.clauses, **options)})::float8"
+    # Not extract(epoch from ...), which counts in decimals: a fifth of what reading a row costs.
+    return f"date_part('epoch', clock_timestamp() - {compiler.process(element.clauses, **options)})"
 
 
 @compiles(seconds_since, "mysql", "mariadb")

@@ -24,7 +24,8 @@ def is_gone(error: BaseException) -> bool:
 
 
 def lease_lost(reason: str) -> LeaseLostError:
+    """What a relay is told that comes back too late."""
     return LeaseLostError(
-        f"{reason}. Nothing was settled: what was published will be published again. Make the lease longer than a batch "
-        "may take, or the batch smaller."
+        f"{reason}. Nothing was settled, so what this relay published will be published again. If nobody was killed or "
+        "stopped: make the lease longer than a batch may take, or the batch smaller."
     )

@@ -6,6 +6,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -68,7 +69,7 @@ class Leasing:
         self._settling = settling
         self._work = self._reading.lanes_with_work().limit(1)
         # With one lease there is nobody to leave lanes to.
-        self._claiming = Claiming(tables, engine.dialect.name, self._reading.lanes_with_work(), LANES)
+        self._claiming = Claiming(tables, engine.dialect.name, self._reading, LANES)
         lanes = tables.lanes
         whole = lanes.c.lane == WHOLE
         self._lease = select(lanes.c.owner, lanes.c.expires_at > NOW).where(whole)
@@ -167,10 +168,9 @@ class _SequentialReading(Reading):
         super().__init__(tables, dialect)
         rows, lanes = tables.rows, tables.lanes
         chosen = among(rows.c.lane, "lanes", dialect)
-        first = self.lanes_with_work().with_only_columns(self.first_of_lane().scalar_subquery().label("first"))
-        first = first.where(among(lanes.c.lane, "lanes", dialect))
-        self._first_pending = select(func.min(first.subquery().c.first))
-        self._window = (
+        first = select(func.min(self.first_of(lanes.c.lane)))
+        self._first_pending = first.where(among(lanes.c.lane, "lanes", dialect))
+        window = (
             self.row()
             .where(rows.c.id.between(bindparam("first"), bindparam("last")))
             # Not by the index of the state, which is in the order of the lanes.
@@ -178,13 +178,14 @@ class _SequentialReading(Reading):
             .order_by(rows.c.id)
             .limit(bindparam("limit"))
         )
+        self._window = self.with_fronts(window)
 
     def read(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[Any]:
         first = connection.scalar(self._first_pending, {"lanes": lanes})
         if first is None:
             return []
         window = {"first": first, "last": first + _WINDOW * limit, "lanes": lanes, "limit": limit}
-        return list(connection.execute(self._window, window).all())
+        return sorted(connection.execute(self._window, window), key=itemgetter(0))
 
 
 def _encode(owner: _Owner) -> str:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import bindparam, func, select, text, true
 
 from pipeline_mediator.concurrency import finish
 from pipeline_mediator.outbox.protocol import LANES
@@ -59,7 +59,7 @@ class Locking:
         self._reading = reading
         self._settling = settling
         dialect = engine.dialect.name
-        self._claiming = Claiming(tables, dialect, reading.lanes_with_work())
+        self._claiming = Claiming(tables, dialect, reading)
         self._server = _PostgreSQL() if dialect == "postgresql" else _MySQL()
         lanes, rows = tables.lanes, tables.rows
         self._lock = lock_among(lanes.c.lane, "lanes", dialect, also=self._server.lease_columns())
@@ -105,19 +105,15 @@ class Locking:
 
     def _claim(self, connection: Connection, taking: _Taking) -> tuple[list[int], int]:
         self._server.commit_each(connection)
-        look_first = time.monotonic() >= self._wake_at
-        if look_first:
-            self._wake(connection, taking)
         claimed = self._claiming.claim(connection, taking.limit)
-        if not claimed[0] and not look_first and self._wake(connection, taking):
+        if not claimed[0] and self._wake(connection, taking):
             claimed = self._claiming.claim(connection, taking.limit)
         connection.commit()
         return claimed
 
     def _wake(self, connection: Connection, taking: _Taking) -> bool:
-        woken = self._reading.wake(connection, taking.limit, taking.without)
-        self._wake_at = time.monotonic() + (0.0 if woken else _WAKE_EVERY)
-        return woken
+        self._wake_at = time.monotonic() + _WAKE_EVERY
+        return self._reading.wake(connection, taking.limit, taking.without)
 
     def _lock_and_read(
         self, connection: Connection, taking: _Taking, lanes: Sequence[int], alone: int
@@ -175,6 +171,11 @@ class Locking:
         if taking.batch is not None:
             self._settling.settle(connection, taking.batch, park=taking.policy.park)
             connection.commit()
+            if time.monotonic() >= self._wake_at:
+                # Behind the batch, which need not wait for it; but what is due must not wait until there is no work.
+                self._server.commit_each(connection)
+                self._wake(connection, taking)
+                connection.commit()
         if taking.leased:
             self._server.end_lease(connection)
 
@@ -186,8 +187,8 @@ class _PostgreSQL:
 
     def lease_columns(self) -> list[Any]:
         # Statistics of a table that fills and empties all the time are wrong: keep the planner to the indexes.
-        indexes_only = [func.set_config(setting, "off", True) for setting in self._SETTINGS]
-        lease = func.set_config("idle_in_transaction_session_timeout", bindparam("lease"), True)
+        indexes_only = [func.set_config(setting, "off", true()) for setting in self._SETTINGS]
+        lease = func.set_config("idle_in_transaction_session_timeout", bindparam("lease"), true())
         return [lease, *indexes_only]
 
     def lease_parameters(self, seconds: float) -> dict[str, Any]:

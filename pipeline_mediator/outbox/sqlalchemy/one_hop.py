@@ -53,7 +53,7 @@ class OneHop:
                 return await connection.run_sync(step)
 
     def _transact(self, driver: Any, step: Callable[[Connection], T], options: dict[str, Any]) -> T:
-        self._here.driver = driver._conn  # noqa: SLF001 - what the private way is for
+        self._here.driver = driver._conn
         with self._engine_here.execution_options(**options).begin() as connection:
             return step(connection)
 

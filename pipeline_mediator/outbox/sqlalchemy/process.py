@@ -24,6 +24,7 @@ class ProcessName(msgspec.Struct, frozen=True):
 
     @classmethod
     def own(cls) -> ProcessName:
+        """Of this process."""
         pid = os.getpid()
         return cls(pid, _started(pid) or "", _machine())
 

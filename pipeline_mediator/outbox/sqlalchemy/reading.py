@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, null, select, union_all
+from sqlalchemy import ARRAY, SmallInteger, bindparam, func, null, select, true, union_all
 
-from pipeline_mediator.outbox.protocol import Failure
+from pipeline_mediator.outbox.protocol import Failure, StoredMessage, StoredRow
 from pipeline_mediator.outbox.sqlalchemy.batch import Found
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW, seconds_since
-from pipeline_mediator.outbox.sqlalchemy.rows import row_of
+from pipeline_mediator.outbox.sqlalchemy.rows import read_headers
 from pipeline_mediator.outbox.sqlalchemy.sql import MYSQL, by_index, same, update_among
 from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING, WHOLE, unsent
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select
+    from sqlalchemy import ColumnElement, CompoundSelect, Connection, ScalarSelect, Select
 
     from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
 
@@ -27,8 +28,8 @@ __all__ = ["Reading"]
 
 _SECONDS = 5.0
 """For how long rows are looked for behind others that are in the way; what is left is found next time."""
-_LANE = 13
-"""The position of the lane in a row that was read."""
+_ID, _LANE = 0, 12
+"""Positions in a row that was read."""
 
 
 class Reading:
@@ -38,7 +39,8 @@ class Reading:
         self._rows = tables.rows
         self._lanes = tables.lanes
         self._dialect = dialect
-        self._first = cache(self._first_of_lanes)
+        self._shares = self._shares_by_lateral()
+        self._shares_of = cache(self._shares_by_union)
         self._delayed = self._destinations_with_delayed()
         self._due = self._delayed_and_due()
         self._wake = self._set_state(PENDING, null()).where(tables.rows.c.state == DELAYED)
@@ -50,19 +52,18 @@ class Reading:
     def lanes_with_work(self) -> Select[Any]:
         """Lanes with something pending; one probe of an index for each."""
         lanes = self._lanes
-        return select(lanes.c.lane).where(lanes.c.lane < WHOLE, self.first_of_lane().scalar_subquery().is_not(None))
+        return select(lanes.c.lane).where(lanes.c.lane < WHOLE, self.first_of(lanes.c.lane).is_not(None))
 
-    def first_of_lane(self) -> Select[Any]:
+    def first_of(self, lane: ColumnElement[int]) -> ScalarSelect[int]:
         """The id of the first pending row of a lane."""
-        rows, lanes = self._rows, self._lanes
+        rows = self._rows
         query = (
             select(rows.c.id)
-            .where(unsent(rows, PENDING), same(rows.c.lane, lanes.c.lane))
+            .where(unsent(rows, PENDING), same(rows.c.lane, lane))
             .order_by(rows.c.lane, rows.c.id)
             .limit(1)
-            .correlate(lanes)
         )
-        return by_index(query, rows, self._index("lane"))
+        return by_index(query, rows, self._index("lane")).correlate_except(rows).scalar_subquery()
 
     # -- delayed rows whose time has come ------------------------------------------------------------------------------
 
@@ -152,14 +153,16 @@ class Reading:
                 return found
 
     def read(self, connection: Connection, lanes: Sequence[int], limit: int) -> list[Any]:
-        """The first rows of the lanes, an equal share of each; what some lanes lack is made up from the others.
+        """The first rows of the lanes, an equal share of each; if some lack much of theirs, more from the others.
 
         Each lane's rows are of one statement: what was committed between two of them may belong before what the second
         one reads.
         """
+        if not lanes:
+            return []
         share = -(-limit // len(lanes))
         raw = self._share_of(connection, lanes, share)
-        while len(raw) < limit:
+        while len(raw) < limit / 2:
             got = Counter(row[_LANE] for row in raw)
             more = [lane for lane in lanes if got[lane] == share]
             if not more:
@@ -167,58 +170,72 @@ class Reading:
             share += -(-(limit - len(raw)) // len(more))
             raw = [row for row in raw if row[_LANE] not in more] + self._share_of(connection, more, share)
             lanes = more
-        raw.sort(key=_id)
+        raw.sort(key=itemgetter(_ID))
         return raw[:limit]
 
     def _share_of(self, connection: Connection, lanes: Sequence[int], share: int) -> list[Any]:
+        if self._dialect == "postgresql":
+            return list(connection.execute(self._shares, {"lanes": lanes, "share": share}).all())
         parameters = {f"lane_{position}": lane for position, lane in enumerate(lanes)}
-        return list(connection.execute(self._first(len(lanes)), {**parameters, "share": share}).all())
+        return list(connection.execute(self._shares_of(len(lanes)), {**parameters, "share": share}).all())
 
     def message_columns(self) -> tuple[Any, ...]:
         """What `message_of` reads."""
         c = self._rows.c
         return c.id, c.message_id, c.name, c.version, c.destination, c.content_type, c.headers, c.body, c.key
 
-    def _first_of_lanes(self, lanes: int) -> Any:
-        shares = [self._first_of_lane(position) for position in range(lanes)]
-        if lanes == 1:
-            return shares[0]
-        return union_all(*(select(share.subquery(f"lane_{position}")) for position, share in enumerate(shares)))
+    def _shares_by_lateral(self) -> Select[Any]:
+        lanes = func.unnest(bindparam("lanes", type_=ARRAY(SmallInteger)))
+        wanted = lanes.table_valued("lane", name="wanted").render_derived()
+        share = self._share(wanted.c.lane).lateral("share")
+        return self.with_fronts(select(share).select_from(wanted.join(share, true())))
 
-    def _first_of_lane(self, position: int) -> Select[Any]:
+    def _shares_by_union(self, lanes: int) -> Select[Any]:
+        """For MariaDB, which knows no LATERAL."""
+        shares = [self._share(bindparam(f"lane_{position}")) for position in range(lanes)]
+        each = (select(share.subquery(f"share_{position}")) for position, share in enumerate(shares))
+        return self.with_fronts(union_all(*each))
+
+    def _share(self, lane: ColumnElement[int]) -> Select[Any]:
         rows = self._rows
         query = (
             self.row()
-            .where(unsent(rows, PENDING), same(rows.c.lane, bindparam(f"lane_{position}")))
+            .where(unsent(rows, PENDING), same(rows.c.lane, lane))
             .order_by(rows.c.lane, rows.c.id)
             .limit(bindparam("share"))
         )
         return by_index(query, rows, self._index("lane"))
 
     def row(self) -> Select[Any]:
-        """Everything about a row, and the first row of its key that is delayed, waiting or dead."""
-        rows = self._rows
-        blocking = rows.alias("blocking")
-        front: ScalarSelect[Any] = by_index(
-            select(blocking.c.id)
-            .where(same(blocking.c.hold, rows.c.key), *self._to_the_end(blocking.c.hold, rows.c.key))
-            .order_by(blocking.c.hold, blocking.c.id)
-            .limit(1),
-            blocking,
-            self._index("hold"),
-        ).scalar_subquery()
-        return select(
-            *self.message_columns(),
-            rows.c.failures,
-            seconds_since(rows.c.created_at).label("age"),
-            front.label("front"),
-            rows.c.last_error,
-            rows.c.lane,
-        )
+        """Everything about a row but the front of its key."""
+        c = self._rows.c
+        age = seconds_since(c.created_at).label("age")
+        columns = (*self.message_columns(), c.failures, age, c.last_error, c.lane)
+        return select(*columns, func.length(c.key).label("key_length")) if self._dialect in MYSQL else select(*columns)
 
-    def _to_the_end(self, one: Any, other: Any) -> list[ColumnElement[bool]]:
-        # MariaDB and MySQL hold texts equal that differ in spaces at the end.
-        return [func.length(one) == func.length(other)] if self._dialect in MYSQL else []
+    def with_fronts(self, query: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
+        """Rows, each with the first row of its key that is delayed, waiting or dead.
+
+        Looked up once for each key: until a vacuum, the index leads past all the rows of a key that have been there. In
+        the same statement as the rows, or a row might leave the front in between unseen.
+        """
+        if self._dialect in MYSQL:
+            # Would run a common table expression once for each reference; it remembers what a subquery gave by itself.
+            rows = query.subquery("taken")
+            front = self._front(rows.c.key, rows.c.key_length)
+            return select(*(column for column in rows.c if column.name != "key_length"), front.label("front"))
+        rows = query.cte("taken")
+        keys = select(rows.c.key).where(rows.c.key.is_not(None)).distinct().subquery("keys")
+        fronts = select(keys.c.key, self._front(keys.c.key).label("front")).subquery("fronts")
+        return select(rows, fronts.c.front).select_from(rows.outerjoin(fronts, fronts.c.key == rows.c.key))
+
+    def _front(self, key: ColumnElement[Any], length: ColumnElement[Any] | None = None) -> ScalarSelect[Any]:
+        rows = self._rows.alias("blocking")
+        query = select(rows.c.id).where(same(rows.c.hold, key)).order_by(rows.c.hold, rows.c.id).limit(1)
+        if length is not None:
+            # They hold texts equal that differ in spaces at the end, here and where they remember subqueries.
+            query = query.where(func.length(rows.c.hold) == length)
+        return by_index(query, rows, self._index("hold")).scalar_subquery()
 
     def _set_state(self, state: Any, hold: Any) -> Any:
         return update_among(self._rows.c.id, "ids", self._dialect).values(state=state, hold=hold)
@@ -236,28 +253,28 @@ class _Aside:
 def _sort_out(raw: Sequence[Any], without: Collection[str], *, park: bool) -> tuple[Found, _Aside]:
     found, aside = Found(), _Aside()
     held: set[str] = set()
-    for row in raw:
-        number, key, front = row[0], row[8], row[11]
-        if without and row[4] in without:
+    # In one piece, and by position: this is what the store does for each message that is published.
+    for number, message_id, name, version, destination, content_type, headers, body, key, *more in raw:
+        failures, age, last_error, _, front = more
+        if without and destination in without:
             aside.delayed.append(number)
         elif key is not None and (key in held or (front is not None and front < number)):
             aside.waiting.append(number)
         else:
-            read = row_of(row)
-            found.last_error = row[12]
             if front is not None:
                 found.followed[number] = key
-            if not isinstance(read, Failure):
-                found.rows.append(read)
-                continue
-            found.unreadable[number] = (read, key, row[9] + 1)
-            if park:
+            try:
+                attributes = read_headers(headers)
+            except ValueError as error:
+                failure = Failure(number, f"unreadable headers: {type(error).__name__}", None)
+                found.unreadable[number] = (failure, key, failures + 1)
+                if park:
+                    continue
+            else:
+                message = StoredMessage(message_id, name, version, destination, content_type, body, attributes, key)
+                found.rows.append(StoredRow(number, message, failures, age))
+                found.last_error = last_error
                 continue
         if key is not None:
             held.add(key)
     return found, aside
-
-
-def _id(row: Any) -> int:
-    number: int = row[0]
-    return number

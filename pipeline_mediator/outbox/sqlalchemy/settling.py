@@ -34,7 +34,7 @@ class Settling:
         chosen = update_among(rows.c.id, "ids", dialect)
         one = rows.c.id == bindparam("row")
         self._sent: Any = chosen.values(state=SENT, sent_at=NOW) if keep else delete_among(rows.c.id, "ids", dialect)
-        told = {"failures": bindparam("count"), "last_error": bindparam("error")}
+        told: dict[str, Any] = {"failures": bindparam("count"), "last_error": bindparam("error")}
         self._delayed = (
             update(rows)
             .where(one)

@@ -39,7 +39,7 @@ class same(FunctionElement[bool]):  # noqa: N801 - reads as the SQL function tha
     inherit_cache = True
 
     def self_group(self, against: Any = None) -> same:
-        """As it is: where there are no booleans SQLAlchemy would make it `column = value = 1`, which no index serves."""
+        """As it is: for databases without booleans SQLAlchemy would write `column = value = 1`, and no index serves."""
         return self
 
 
@@ -103,7 +103,7 @@ _TARGET = "target"
 
 def _for_each(beginning: str, key: Column[Any], name: str, ending: str = "") -> Executable:
     """One look-up by the primary key for each in the list: a DELETE takes no hint, and a locking SELECT ignores it."""
-    table: Table = key.table  # type: ignore[assignment]  # of a column of a table
+    table: Table = key.table
     wanted = f"JSON_TABLE(:{name}, '$[*]' COLUMNS (number BIGINT PATH '$')) AS wanted"
     target = f"{_PREPARER.format_table(table)} AS {_TARGET} FORCE INDEX (PRIMARY)"
     condition = f"{_TARGET}.{_quoted(key.name)} = wanted.number"
@@ -111,7 +111,7 @@ def _for_each(beginning: str, key: Column[Any], name: str, ending: str = "") -> 
     return text(statement).bindparams(bindparam(name, type_=_Numbers()))
 
 
-_PREPARER = mysql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
+_PREPARER = mysql.dialect().identifier_preparer
 
 
 def _quoted(name: str) -> str:

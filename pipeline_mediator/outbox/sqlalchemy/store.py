@@ -32,7 +32,12 @@ _SECONDS = 60.0
 """For whatever else is asked of the database. To its end also if the caller is cancelled: a statement that is cut off
 leaves a connection behind, and with aiosqlite a thread."""
 
-_TAKERS = {"postgresql": Locking, "mysql": Locking, "mariadb": Locking, "sqlite": Leasing}
+_TAKERS: dict[str, type[Locking | Leasing]] = {
+    "postgresql": Locking,
+    "mysql": Locking,
+    "mariadb": Locking,
+    "sqlite": Leasing,
+}
 
 
 class SQLAlchemyOutbox:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -62,7 +62,7 @@ _Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 # SQLite numbers rows by itself, and never again with the number of a deleted one, only for this type.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "sqlite_autoincrement": True,
     **{
         f"{name}_{option}": value

@@ -51,6 +51,16 @@ class Operating(OutboxCases):
         await add(database, store, message("new"))
         assert (await store.health()).oldest < 60
 
+    async def test_oldest_may_wait_behind_a_dead_letter(self, database: OutboxDatabase, store: OutboxStore) -> None:
+        await add(database, store, message("dead", key="k"))
+        await database.pass_time(1000)
+        await add(database, store, message("waits", key="k"))
+        await fail(store, "dead", delay=None)
+        await drain(store)
+        await database.pass_time(100)
+        await add(database, store, message("new"))
+        assert 100 <= (await store.health()).oldest < 160
+
     async def test_commits_of_this_process_wake_who_asked(self, store: OutboxStore) -> None:
         calls: list[str] = []
         stop = store.on_commit(lambda: calls.append("one"))

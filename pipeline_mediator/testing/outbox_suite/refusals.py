@@ -109,7 +109,8 @@ class Refusals(OutboxCases):
 
     async def test_next_due_is_when_the_first_of_them_is(self, database: OutboxDatabase, store: OutboxStore) -> None:
         assert await store.next_due() is None
-        await add(database, store, message("1"), message("2"), message("3", key="k"), message("4", key="k"))
+        later = [message(it, key="k", destination="elsewhere") for it in ("3", "4")]
+        await add(database, store, message("1"), message("2"), *later)
         assert await store.next_due() is None
         await fail(store, "1", delay=300.0)
         await fail(store, "3", delay=100.0)
@@ -125,3 +126,16 @@ class Refusals(OutboxCases):
         due = await store.next_due()
         assert due is not None
         assert 160 < due <= 190
+
+    async def test_next_due_is_not_what_is_due_already(self, database: OutboxDatabase, store: OutboxStore) -> None:
+        """A relay that leaves it out would be told to come back at once, for ever."""
+        await add(database, store, message("1", destination="down"))
+        await fail(store, "1", delay=100.0)
+        await database.pass_time(200)
+        assert await take(store, without=["down"]) == []
+        assert await store.next_due() is None
+        await add(database, store, message("2", destination="down"))
+        await fail(store, "2", delay=100.0)
+        due = await store.next_due()
+        assert due is not None
+        assert 70 < due <= 100

@@ -49,6 +49,8 @@ __all__ = [
 SECONDS: Final = 30.0
 """What takes longer hangs."""
 DAY: Final = 86400.0
+_PATIENCE: Final = 0.5
+"""Seconds. While there is other work, a store need not look all the time for what has become due."""
 BLOCK: Final = Policy()
 PARK: Final = Policy(park=True)
 
@@ -137,6 +139,7 @@ async def everything_due(store: OutboxStore) -> dict[str, StoredRow]:
     found: dict[str, StoredRow] = {}
     for _ in range(LANES):
         found |= {row.message.message_id: row for row in await rows_of(store)}
+        await anyio.sleep(_PATIENCE / LANES)
     return found
 
 
@@ -156,6 +159,7 @@ async def fail(
                 if row.message.message_id == message_id:
                     batch.failed([Failure(row.id, error, delay)])
                     return
+        await anyio.sleep(_PATIENCE / LANES)
     raise AssertionError(f"{message_id} is not due")
 
 
