@@ -222,7 +222,7 @@ def flatten(middlewares: Iterable[Middleware]) -> Iterator[Middleware]:
     """The middlewares of a pipeline and of the pipelines in it, outermost first."""
     for middleware in middlewares:
         if isinstance(middleware, Sequence):
-            yield from flatten(middleware)
+            yield from flatten(cast("Sequence[Middleware]", middleware))
         else:
             yield middleware
 

@@ -606,6 +606,7 @@ async def test_what_is_stored_carries_the_span_that_created_it_and_the_baggage(
         otel.detach(token)
     created = spans_of(exporter)["create payments"]
     assert created.kind is SpanKind.PRODUCER
+    assert created.context is not None
     (stored,) = kept.messages
     trace_id, span_id = f"{created.context.trace_id:032x}", f"{created.context.span_id:016x}"
     assert stored.headers["traceparent"].startswith(f"00-{trace_id}-{span_id}-")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, case, literal_column, not_, or_, select, update
+from sqlalchemy import Integer, and_, bindparam, case, literal_column, not_, or_, select, update
 
 from pipeline_mediator.outbox.sqlalchemy.batch import DIED, Alone, Found
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
@@ -15,7 +15,7 @@ from pipeline_mediator.outbox.sqlalchemy.tables import PENDING, WHOLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement, Connection, Table
 
     from pipeline_mediator.outbox.sqlalchemy.reading import Reading
     from pipeline_mediator.outbox.sqlalchemy.tables import OutboxTables
@@ -41,7 +41,7 @@ class Claiming:
         begins_now = and_(lanes.c.alone == literal_column("0"), lanes.c.crashes >= literal_column(str(_TOO_MANY)))
         # In this order: MariaDB and MySQL see in the second expression what the first has written.
         attempt = (
-            (lanes.c.alone, case((begins_now, bindparam("batch")), else_=lanes.c.alone)),
+            (lanes.c.alone, case((begins_now, bindparam("batch", type_=Integer())), else_=lanes.c.alone)),
             (lanes.c.crashes, lanes.c.crashes + literal_column("1")),
             (lanes.c.served_at, NOW),
         )
@@ -63,7 +63,7 @@ class Claiming:
         Committed by the caller before anything is published.
         """
         if self._dialect == "postgresql":
-            claimed = connection.execute(self._at_once, {"batch": limit}).all()
+            claimed: Sequence[Any] = connection.execute(self._at_once, {"batch": limit}).all()
         else:
             claimed = self._claim_step_by_step(connection, limit)
         return [lane for lane, _ in claimed], max((alone for _, alone in claimed), default=0)
@@ -76,7 +76,7 @@ class Claiming:
         found.rows[0] = counted
         return Alone(row.failures, found.last_error, left)
 
-    def _claim_at_once(self, reading: Reading, lanes: Any, attempt: tuple[Any, ...]) -> Any:
+    def _claim_at_once(self, reading: Reading, lanes: Table, attempt: tuple[Any, ...]) -> Any:
         """One statement, which is committed by itself. The locks of a CTE are taken once, and only as far as LIMIT."""
         # A subquery for the order, so that lanes whose turn it is not are not looked into.
         turns = select(lanes.c.lane).where(lanes.c.lane < WHOLE).order_by(lanes.c.served_at, lanes.c.lane)
@@ -94,20 +94,19 @@ class Claiming:
             free.c.lane == select(first.c.lane).scalar_subquery(),
             and_(not_(free.c.suspicious), not_(select(first.c.suspicious).scalar_subquery())),
         )
-        return (
-            update(lanes)
-            .where(lanes.c.lane.in_(select(free.c.lane).where(chosen)))
-            .ordered_values(*attempt)
-            .returning(lanes.c.lane, lanes.c.alone)
-        )
+        claim = update(lanes).where(lanes.c.lane.in_(select(free.c.lane).where(chosen))).ordered_values(*attempt)
+        return claim.returning(lanes.c.lane, lanes.c.alone)
 
     def _claim_step_by_step(self, connection: Connection, limit: int) -> Sequence[Any]:
         found = connection.execute(self._looking).all()
         for candidates in _turns(found, self._at_a_time):
-            free = connection.execute(self._lock, {"lanes": candidates}).all()
-            if free:
-                connection.execute(self._attempt, {"lanes": [lane for lane, _, _ in free], "batch": limit})
-                return [(lane, alone or (limit if crashes >= _TOO_MANY else 0)) for lane, crashes, alone in free]
+            free: Sequence[Any] = connection.execute(self._lock, {"lanes": candidates}).all()
+            locked = [(lane, alone or (limit if crashes >= _TOO_MANY else 0)) for lane, crashes, alone in free]
+            # A lane may have become suspicious since it was looked at.
+            claimed = [(lane, alone) for lane, alone in locked if not alone] or locked[:1]
+            if claimed:
+                connection.execute(self._attempt, {"lanes": [lane for lane, _ in claimed], "batch": limit})
+                return claimed
         return ()
 
 

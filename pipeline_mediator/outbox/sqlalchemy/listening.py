@@ -87,8 +87,15 @@ class Listening:
 
     async def _listen_by_asyncpg(self, driver: Any) -> None:
         ended = anyio.Event()
-        driver.add_termination_listener(lambda *_: ended.set())
-        await driver.add_listener(self._channel, lambda *_: self._wake())
+
+        def on_end(*_: object) -> None:
+            ended.set()
+
+        def on_notification(*_: object) -> None:
+            self._wake()
+
+        driver.add_termination_listener(on_end)
+        await driver.add_listener(self._channel, on_notification)
         self._listens()
         await ended.wait()
 

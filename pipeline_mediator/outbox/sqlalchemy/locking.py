@@ -122,11 +122,14 @@ class Locking:
         park = taking.policy.park
         deadline = taking.new_deadline()
         locked = self._lock_lanes(connection, taking, lanes)
+        if not locked:
+            # Another relay was faster; it takes back what was counted here.
+            connection.rollback()
+            return None
         found = self._reading.find(connection, locked, 1 if alone else taking.limit, taking.without, park=park)
         batch = TakenBatch(found, locked, deadline)
         if not batch.rows and not batch.unreadable:
-            if locked:
-                self._settling.leave(connection, locked)
+            self._settling.leave(connection, locked)
             connection.commit()
             return None
         if alone and batch.rows and not self._count(connection, taking, batch, alone):

@@ -18,6 +18,9 @@ __all__ = ["OneHop"]
 
 T = TypeVar("T")
 
+_HAND_OVER = "_execute"
+"""aiosqlite's private method that runs a function in the connection's thread."""
+
 
 class OneHop:
     """Runs transactions on the connections of an aiosqlite engine, in their threads, as synchronous code.
@@ -45,7 +48,7 @@ class OneHop:
         options = {**self._options, "sqlite_begin": begin}
         async with self._engine.execution_options(**options).connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
-            hand_over = getattr(driver, "_execute", None)
+            hand_over = getattr(driver, _HAND_OVER, None)
             if hand_over is not None:
                 result: T = await hand_over(self._transact, driver, step, options)
                 return result

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from functools import cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import ARRAY, SmallInteger, bindparam, func, null, select, true, union_all
 
@@ -210,8 +210,10 @@ class Reading:
         """Everything about a row but the front of its key."""
         c = self._rows.c
         age = seconds_since(c.created_at).label("age")
-        columns = (*self.message_columns(), c.failures, age, c.last_error, c.lane)
-        return select(*columns, func.length(c.key).label("key_length")) if self._dialect in MYSQL else select(*columns)
+        columns: list[Any] = [*self.message_columns(), c.failures, age, c.last_error, c.lane]
+        if self._dialect in MYSQL:
+            columns.append(func.length(c.key).label("key_length"))
+        return cast("Select[Any]", select(*columns))
 
     def with_fronts(self, query: Select[Any] | CompoundSelect[Any]) -> Select[Any]:
         """Rows, each with the first row of its key that is delayed, waiting or dead.
@@ -221,13 +223,13 @@ class Reading:
         """
         if self._dialect in MYSQL:
             # Would run a common table expression once for each reference; it remembers what a subquery gave by itself.
-            rows = query.subquery("taken")
-            front = self._front(rows.c.key, rows.c.key_length)
-            return select(*(column for column in rows.c if column.name != "key_length"), front.label("front"))
-        rows = query.cte("taken")
-        keys = select(rows.c.key).where(rows.c.key.is_not(None)).distinct().subquery("keys")
+            each = query.subquery("taken")
+            front = self._front(each.c.key, each.c.key_length)
+            return select(*(column for column in each.c if column.name != "key_length"), front.label("front"))
+        taken = query.cte("taken")
+        keys = select(taken.c.key).where(taken.c.key.is_not(None)).distinct().subquery("keys")
         fronts = select(keys.c.key, self._front(keys.c.key).label("front")).subquery("fronts")
-        return select(rows, fronts.c.front).select_from(rows.outerjoin(fronts, fronts.c.key == rows.c.key))
+        return select(taken, fronts.c.front).select_from(taken.outerjoin(fronts, fronts.c.key == taken.c.key))
 
     def _front(self, key: ColumnElement[Any], length: ColumnElement[Any] | None = None) -> ScalarSelect[Any]:
         rows = self._rows.alias("blocking")
@@ -254,14 +256,18 @@ def _sort_out(raw: Sequence[Any], without: Collection[str], *, park: bool) -> tu
     found, aside = Found(), _Aside()
     held: set[str] = set()
     # In one piece, and by position: this is what the store does for each message that is published.
-    for number, message_id, name, version, destination, content_type, headers, body, key, *more in raw:
-        failures, age, last_error, _, front = more
+    number: int
+    key: str | None
+    for (
+        number, message_id, name, version, destination, content_type, headers, body, key,
+        failures, age, last_error, _, front,
+    ) in raw:  # fmt: skip
         if without and destination in without:
             aside.delayed.append(number)
         elif key is not None and (key in held or (front is not None and front < number)):
             aside.waiting.append(number)
         else:
-            if front is not None:
+            if front is not None and key is not None:
                 found.followed[number] = key
             try:
                 attributes = read_headers(headers)

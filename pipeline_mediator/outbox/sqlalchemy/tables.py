@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import (
     BigInteger,
     Column,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -103,7 +102,8 @@ def _rows(metadata: MetaData, name: str, schema: str | None) -> Table:
     rows = Table(
         name,
         metadata,
-        Column("id", _Id, Identity(), primary_key=True),
+        # Not Identity(): where a database has none, Alembic would find a difference for ever.
+        Column("id", _Id, primary_key=True),
         Column("message_id", _Name, nullable=False),
         Column("name", _Name, nullable=False),
         Column("version", Integer, nullable=False),

@@ -95,7 +95,7 @@ class Upkeep:
         there = set(connection.scalars(select(lanes.c.lane)))
         missing = [{"lane": lane} for lane in (*range(LANES), WHOLE) if lane not in there]
         if missing:
-            untouched = {"crashes": literal_column("0"), "alone": literal_column("0"), "served_at": NOW}
+            untouched: dict[str, Any] = {"crashes": literal_column("0"), "alone": literal_column("0"), "served_at": NOW}
             connection.execute(insert(lanes).values(lane=bindparam("lane"), **untouched), missing)
 
     def _release_orphans(self, connection: Connection, park: bool) -> None:  # noqa: FBT001 - run_sync has no keywords
