@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 
 from pipeline_mediator.outbox.protocol import Failure, Policy
 from pipeline_mediator.outbox.sqlalchemy import SQLAlchemyOutbox, one_hop
@@ -151,7 +151,7 @@ async def fill(outbox: Outbox, number: int, *, state: int = 0, key: str | None =
     await outbox.execute(
         "INSERT INTO outbox (message_id, name, version, destination, content_type, headers, body, key, lane, state, "
         "failures, created_at, available_at, sent_at) "
-        f"SELECT n, 'OrderPlaced', 1, 'orders', 'text/plain', '{{}}', '', {key and repr(key) or 'NULL'}, "
+        f"SELECT n, 'OrderPlaced', 1, 'orders', 'text/plain', '{{}}', '', {repr(key) if key else 'NULL'}, "
         f"{message('', key=key).lane if key else 'n % 64'}, {state}, 0, now(), now(), {sent} "
         f"FROM generate_series(1, {number}) AS n"
     )
@@ -168,7 +168,7 @@ async def report(outbox: Outbox, capsys: pytest.CaptureFixture[str], situation: 
         assert await outbox.send() == []
         took.append(time.perf_counter() - began)
     with capsys.disabled():
-        print(f"\n    {outbox.engine.dialect.name}, {situation}: a poll takes {min(took) * 1000:.1f} ms")
+        print(f"\n    {outbox.engine.dialect.name}, {situation}: a poll takes {min(took) * 1000:.1f} ms")  # noqa: T201 - the figure is what this is for
 
 
 # -- SQLite ------------------------------------------------------------------------------------------------------------
@@ -178,10 +178,9 @@ async def test_sqlite_takes_by_indexes(sqlite: Outbox, monkeypatch: pytest.Monke
     await sqlite.add(*[message(str(number), key=f"k{number % 50}") for number in range(1000)])
     assert len(await sqlite.send(limit=600)) == 600
     engines: list[Engine] = []
-    create = one_hop.create_engine
 
     def remember(*arguments: Any, **options: Any) -> Engine:
-        engines.append(create(*arguments, **options))
+        engines.append(create_engine(*arguments, **options))
         return engines[-1]
 
     monkeypatch.setattr(one_hop, "create_engine", remember)
