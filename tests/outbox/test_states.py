@@ -231,7 +231,8 @@ class Outbox(RuleBasedStateMachine):
     def crash(self, relay: int) -> None:
         busy = self._busy()
         died = busy[relay % len(busy)]
-        self.run(self.database.kill(died.store))
+        if not died.robbed:  # or it would be another's lease that ends
+            self.run(self.database.kill(died.store))
         with suppress(LeaseLostError):  # nobody is there to see it
             self.run(died.leave("well"))
         died.rows = []
@@ -242,8 +243,10 @@ class Outbox(RuleBasedStateMachine):
     def freeze(self, relay: int) -> None:
         """It is stopped until its lease is over; the other rules go on with it."""
         busy = self._busy()
-        busy[relay % len(busy)].frozen = True
-        self.run(self.database.end_lease(busy[relay % len(busy)].store))
+        frozen = busy[relay % len(busy)]
+        if not frozen.frozen:
+            frozen.frozen = True
+            self.run(self.database.end_lease(frozen.store))
 
     def _take(self, relay: Relay, limit: int, without: tuple[str, ...]) -> bool:
         found = self.run(relay.take(limit, self.policy, without))

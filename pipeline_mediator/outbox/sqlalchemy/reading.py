@@ -28,6 +28,8 @@ __all__ = ["Reading"]
 
 _SECONDS = 5.0
 """For how long rows are looked for behind others that are in the way; what is left is found next time."""
+_WOKEN_AT_ONCE = 1000
+"""Rows of a destination, at least."""
 _ID, _LANE = 0, 12
 """Positions in a row that was read."""
 
@@ -71,7 +73,9 @@ class Reading:
         """Make pending what backed off long enough and what waited for its destination; whether there was any."""
         woken = False
         for destination in self._destinations_due(connection, without):
-            ids = connection.scalars(self._due, {"destination": destination, "limit": limit}).all()
+            # No fewer, or a small batch could be all of rows that stand behind others, and what is due not be found.
+            at_once = max(limit, _WOKEN_AT_ONCE)
+            ids = connection.scalars(self._due, {"destination": destination, "limit": at_once}).all()
             if ids:
                 # Another relay may be doing the same.
                 woken = connection.execute(self._wake, {"ids": ids}).rowcount > 0 or woken
