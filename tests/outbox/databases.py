@@ -33,7 +33,7 @@ class Database:
         self._through = through
         self._connect_args = connect_args
         self._engine_of: dict[int, AsyncEngine] = {}
-        self._sessions_of: dict[int, list[int]] = {}
+        self._sessions_of: dict[int, _Sessions] = {}
         self._engine = self._new_engine()
         self._tables = outbox_tables(MetaData())
         self._dialect = self._engine.dialect.name
@@ -78,7 +78,7 @@ class Database:
             changed = "json_set(owner, '$.process.started', '0')"
             await self._execute(f"UPDATE outbox_lanes SET owner = {changed} WHERE owner IS NOT NULL")
         else:
-            await self._end_sessions(store, "SELECT 1")
+            await self._end_sessions(self._sessions_of[id(self._engine_of[id(store)])].all)
 
     async def end_lease(self, store: OutboxStore) -> None:
         """What the database does when a relay says nothing for too long."""
@@ -86,12 +86,8 @@ class Database:
             await self._execute(
                 "UPDATE outbox_lanes SET expires_at = '2000-01-01 00:00:00.000' WHERE owner IS NOT NULL"
             )
-        elif self._dialect == "postgresql":
-            idle = "SELECT count(*) FROM pg_stat_activity WHERE pid = {} AND state LIKE 'idle in transaction%'"
-            await self._end_sessions(store, idle)
         else:
-            idle = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = {}"
-            await self._end_sessions(store, idle)
+            await self._end_sessions(self._sessions_of[id(self._engine_of[id(store)])].in_use)
 
     @property
     def lease_outlives_its_end(self) -> bool:
@@ -119,15 +115,14 @@ class Database:
         await self._execute("DROP TABLE outbox")
         await self._execute("DROP TABLE outbox_lanes")
 
-    async def _end_sessions(self, store: OutboxStore, condition: str) -> None:
+    async def _end_sessions(self, sessions: set[int]) -> None:
         ending, looking = {
             "postgresql": ("SELECT pg_terminate_backend({})", "SELECT count(*) FROM pg_stat_activity WHERE pid = {}"),
             "mariadb": ("KILL {}", "SELECT count(*) FROM information_schema.processlist WHERE id = {}"),
         }[self._dialect]
-        for session in self._sessions_of[id(self._engine_of[id(store)])]:
-            if not await self._execute(looking.format(session)) or not await self._execute(condition.format(session)):
-                continue
-            await self._execute(ending.format(session))
+        for session in sorted(sessions):
+            if await self._execute(looking.format(session)):
+                await self._execute(ending.format(session))
             with anyio.fail_after(_SECONDS):
                 while await self._execute(looking.format(session)):  # noqa: ASYNC110 - the server tells nobody
                     await anyio.sleep(0.002)
@@ -139,24 +134,37 @@ class Database:
 
     def _new_engine(self) -> AsyncEngine:
         engine = create_async_engine(self._url, connect_args=self._connect_args)
-        sessions = self._sessions_of[id(engine)] = []
+        self._sessions_of[id(engine)] = _Sessions(engine)
         if engine.dialect.name == "sqlite":
             prepare_sqlite(engine)
-        else:
-            self._remember(engine, sessions)
         return engine
 
-    def _remember(self, engine: AsyncEngine, sessions: list[int]) -> None:
-        asking = "SELECT pg_backend_pid()" if engine.dialect.name == "postgresql" else "SELECT connection_id()"
 
-        def connected(connection: Any, _record: object) -> None:
-            cursor = connection.cursor()
-            cursor.execute(asking)
-            sessions.append(cursor.fetchone()[0])
-            cursor.close()
-            connection.rollback()
+class _Sessions:
+    """The server's sessions of an engine, by the server's numbers."""
 
-        event.listen(engine.sync_engine, "connect", connected)
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.all: set[int] = set()
+        self.in_use: set[int] = set()
+        asking = {"postgresql": "SELECT pg_backend_pid()", "mariadb": "SELECT connection_id()", "sqlite": "SELECT 0"}
+        self._asking = asking[engine.dialect.name]
+        event.listen(engine.sync_engine, "connect", self._connected)
+        event.listen(engine.sync_engine, "checkout", self._taken)
+        event.listen(engine.sync_engine, "checkin", self._returned)
+
+    def _connected(self, connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(self._asking)
+        record.info["session"] = cursor.fetchone()[0]
+        cursor.close()
+        connection.rollback()
+        self.all.add(record.info["session"])
+
+    def _taken(self, _connection: object, record: Any, _proxy: object) -> None:
+        self.in_use.add(record.info["session"])
+
+    def _returned(self, _connection: object, record: Any) -> None:
+        self.in_use.discard(record.info.get("session"))
 
 
 @asynccontextmanager

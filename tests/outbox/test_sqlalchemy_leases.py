@@ -323,6 +323,12 @@ async def test_without_aiosqlites_private_way_it_goes_on_hop_by_hop(
 # -- whether a process is dead -----------------------------------------------------------------------------------------
 
 
+def look_into(monkeypatch: pytest.MonkeyPatch, proc: Path) -> None:
+    """As on a system that has its processes there, or nowhere."""
+    monkeypatch.setattr(process, "_PROC", proc)
+    monkeypatch.setattr(process, "name_of", process.name_of.__wrapped__)
+
+
 def ended() -> int:
     """The number of a process that ran."""
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
@@ -331,7 +337,7 @@ def ended() -> int:
 
 @pytest.mark.parametrize("proc", [Path("/proc"), Path("/nowhere")])
 def test_process_is_dead_when_it_is_gone(monkeypatch: pytest.MonkeyPatch, proc: Path) -> None:
-    monkeypatch.setattr(process, "_PROC", proc)
+    look_into(monkeypatch, proc)
     own = ProcessName.own()
     assert not own.is_dead()
     assert replace_process(own, pid=ended()).is_dead()
@@ -347,7 +353,7 @@ def test_process_of_another_machine_may_be_alive() -> None:
 
 
 def test_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_PROC", Path("/nowhere"))
+    look_into(monkeypatch, Path("/nowhere"))
 
     def kill(_pid: int, _signal: int) -> None:
         raise PermissionError
@@ -357,7 +363,7 @@ def test_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_on_other_systems_nothing_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_PROC", Path("/nowhere"))
+    look_into(monkeypatch, Path("/nowhere"))
     gone = replace_process(ProcessName.own(), pid=ended())
     monkeypatch.setattr(os, "name", "nt")
     assert not gone.is_dead()

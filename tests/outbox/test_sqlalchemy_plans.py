@@ -98,6 +98,27 @@ def ways_into_rows(plans: Plans, of: str = "") -> set[tuple[str, str]]:
     return found
 
 
+def searched_by(plans: Plans, index: str) -> set[str]:
+    """The columns of times by which the index is searched; the others would be read one by one."""
+    found = set[str]()
+    for ((plan,),) in plans.of.values():
+        for node in nodes((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]):
+            if node.get("Index Name") == index:
+                found |= {column for column in ("available_at", "sent_at") if column in node.get("Index Cond", "")}
+    return found
+
+
+async def test_postgresql_counts_what_waits_by_index(postgresql: Outbox) -> None:
+    await fill(postgresql, 20_000)
+    await analyze(postgresql)
+    await postgresql.execute("UPDATE outbox SET state = 4, sent_at = now()")
+    store = SQLAlchemyOutbox(postgresql.engine, postgresql.tables, max_pending=100)
+    with explained(postgresql.engine.sync_engine, "EXPLAIN (FORMAT JSON)") as plans:
+        async with postgresql.engine.begin() as connection:
+            await store.add(connection, [message("1")])
+    assert {index for _, index in ways_into_rows(plans, of="count")} == {"ix_outbox_lane", "ix_outbox_delayed"}
+
+
 @pytest.mark.parametrize("statistics", ["none", "of a backlog that was sent", "of today"])
 async def test_postgresql_takes_by_indexes_whatever_its_statistics_say(postgresql: Outbox, statistics: str) -> None:
     await fill(postgresql, 20_000)
@@ -142,7 +163,20 @@ async def test_postgresql_polls_with_many_rows_kept(postgresql: Outbox, capsys: 
     await report(postgresql, capsys, f"with {KEPT} rows kept")
     await postgresql.add(message("1"), message("2"))
     assert sorted(await postgresql.send()) == ["1", "2"]
-    assert await postgresql.store.clean(10) == 0
+    with explained(postgresql.engine.sync_engine, "EXPLAIN (FORMAT JSON)") as plans:
+        assert await postgresql.store.clean(10) == 0
+    assert searched_by(plans, "ix_outbox_sent") == {"sent_at"}
+
+
+async def test_postgresql_looks_for_what_is_due_behind_what_is_not(postgresql: Outbox) -> None:
+    await fill(postgresql, 20_000, state=1)
+    await postgresql.execute("UPDATE outbox SET available_at = now() + interval '1 hour' WHERE id > 3")
+    await analyze(postgresql)
+    with explained(postgresql.engine.sync_engine, "EXPLAIN (FORMAT JSON)") as plans:
+        assert len(await postgresql.send()) == 3
+        assert 3500 < (await postgresql.store.next_due() or 0) <= 3600
+    assert {kind for kind, _ in ways_into_rows(plans)} <= {"Index Scan", "Index Only Scan", "ModifyTable"}
+    assert "available_at" in searched_by(plans, "ix_outbox_delayed")
 
 
 async def fill(outbox: Outbox, number: int, *, state: int = 0, key: str | None = None) -> None:

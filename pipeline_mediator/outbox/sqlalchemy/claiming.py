@@ -45,9 +45,8 @@ class Claiming:
             (lanes.c.crashes, lanes.c.crashes + literal_column("1")),
             (lanes.c.served_at, NOW),
         )
-        self._looking = (
-            reading.lanes_with_work().add_columns(_suspicious(lanes)).order_by(lanes.c.served_at, lanes.c.lane)
-        )
+        work = reading.lanes_with_work().add_columns(lanes.c.crashes, lanes.c.alone)
+        self._looking = work.order_by(lanes.c.served_at, lanes.c.lane)
         self._at_once = self._claim_at_once(reading, lanes, attempt)
         self._lock = lock_among(lanes.c.lane, "lanes", dialect, also=(lanes.c.crashes, lanes.c.alone))
         self._attempt = update_among(lanes.c.lane, "lanes", dialect).ordered_values(*attempt)
@@ -99,31 +98,40 @@ class Claiming:
 
     def _claim_step_by_step(self, connection: Connection, limit: int) -> Sequence[Any]:
         found = connection.execute(self._looking).all()
-        for candidates in _turns(found, self._at_a_time):
-            free: Sequence[Any] = connection.execute(self._lock, {"lanes": candidates}).all()
-            locked = [(lane, alone or (limit if crashes >= _TOO_MANY else 0)) for lane, crashes, alone in free]
-            # A lane may have become suspicious since it was looked at.
-            claimed = [(lane, alone) for lane, alone in locked if not alone] or locked[:1]
+        for turn in _turns([(lane, _alone(crashes, alone, limit)) for lane, crashes, alone in found], self._at_a_time):
+            claimed = turn if self._dialect == "sqlite" else self._locked(connection, turn, limit)
             if claimed:
                 connection.execute(self._attempt, {"lanes": [lane for lane, _ in claimed], "batch": limit})
                 return claimed
         return ()
+
+    def _locked(self, connection: Connection, turn: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+        """Those that nobody else has; SQLite's lock is for everything, and it is held already."""
+        free = connection.execute(self._lock, {"lanes": [lane for lane, _ in turn]}).all()
+        locked = [(lane, _alone(crashes, alone, limit)) for lane, crashes, alone in free]
+        # A lane may have become suspicious since it was looked at.
+        return [(lane, alone) for lane, alone in locked if not alone] or locked[:1]
+
+
+def _alone(crashes: int, alone: int, limit: int) -> int:
+    """How many rows of the lane are to be taken one at a time."""
+    return alone or (limit if crashes >= _TOO_MANY else 0)
 
 
 def _suspicious(lanes: Any) -> ColumnElement[bool]:
     return or_(lanes.c.crashes >= literal_column(str(_TOO_MANY)), lanes.c.alone > literal_column("0"))
 
 
-def _turns(found: Sequence[Any], at_a_time: int) -> list[list[int]]:
+def _turns(found: Sequence[tuple[int, int]], at_a_time: int) -> list[list[tuple[int, int]]]:
     """The lanes in the order of their turns: suspicious ones each alone, the others together."""
-    turns: list[list[int]] = []
-    together: list[int] | None = None
-    for lane, suspicious in found:
-        if suspicious:
-            turns.append([lane])
+    turns: list[list[tuple[int, int]]] = []
+    together: list[tuple[int, int]] | None = None
+    for lane, alone in found:
+        if alone:
+            turns.append([(lane, alone)])
         elif together is None or len(together) == at_a_time:
-            together = [lane]
+            together = [(lane, alone)]
             turns.append(together)
         else:
-            together.append(lane)
+            together.append((lane, alone))
     return turns

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Float, literal_column
+from sqlalchemy import Float, literal, literal_column, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from pipeline_mediator.databases import seconds_ago
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ScalarSelect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["NOW", "seconds_since"]
+__all__ = ["NOW", "moment", "seconds_since"]
 
 NOW: Final = seconds_ago(literal_column("0"))
 """This moment; not the beginning of the transaction, which may have been long ago."""
+
+
+def moment(seconds: float = 0.0) -> ScalarSelect[datetime]:
+    """The time that many seconds ago, read once per statement: what an index is to be searched by must not change."""
+    return select(seconds_ago(literal(seconds, Float()))).scalar_subquery()
 
 
 class seconds_since(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is

@@ -21,7 +21,7 @@ from pipeline_mediator.outbox.sqlalchemy.batch import TakenBatch
 from pipeline_mediator.outbox.sqlalchemy.claiming import Claiming
 from pipeline_mediator.outbox.sqlalchemy.clock import NOW
 from pipeline_mediator.outbox.sqlalchemy.errors import lease_lost
-from pipeline_mediator.outbox.sqlalchemy.one_hop import OneHop
+from pipeline_mediator.outbox.sqlalchemy.one_hop import Begin, OneHop
 from pipeline_mediator.outbox.sqlalchemy.process import ProcessName
 from pipeline_mediator.outbox.sqlalchemy.reading import Reading
 from pipeline_mediator.outbox.sqlalchemy.sql import among
@@ -43,6 +43,8 @@ _BUSY = 5
 """SQLite's primary result code for a lock that another connection has."""
 _SECONDS = 30.0
 """For what a database should answer at once."""
+_WAKE_EVERY = 0.1
+"""Seconds between looks for what is delayed, while there is other work."""
 
 
 class _Owner(msgspec.Struct, frozen=True):
@@ -64,7 +66,7 @@ class Leasing:
 
     def __init__(self, engine: AsyncEngine, tables: OutboxTables, reading: Reading, settling: Settling) -> None:
         self._hop = OneHop(engine)
-        self._process = ProcessName.own()
+        self._wake_at = 0.0
         self._reading = _SequentialReading(tables, engine.dialect.name)
         self._settling = settling
         self._work = self._reading.lanes_with_work().limit(1)
@@ -83,7 +85,7 @@ class Leasing:
     @asynccontextmanager
     async def take(self, limit: int, policy: Policy, without: Collection[str]) -> AsyncGenerator[TakenBatch | None]:
         """See `OutboxStore.take`."""
-        taking = _Taking(limit, policy, without, _encode(_Owner(uuid4().hex, self._process)))
+        taking = _Taking(limit, policy, without, _encode(_Owner(uuid4().hex, ProcessName.own())))
         try:
             # Whole or not at all: lanes that are counted and then forgotten would look like a crash.
             await finish(self._begin(taking), seconds=_SECONDS)
@@ -101,8 +103,8 @@ class Leasing:
     # -- taking --------------------------------------------------------------------------------------------------------
 
     async def _begin(self, taking: _Taking) -> None:
-        if await self._hop.read(partial(self._look, taking=taking)):
-            await self._hop.write(partial(self._take, taking=taking))
+        look, take = partial(self._look, taking=taking), partial(self._take, taking=taking)
+        await self._hop.run((Begin.READING, look), (Begin.WRITING, take))
 
     def _look(self, connection: Connection, taking: _Taking) -> bool:
         """Whether it is worth the write lock, for which writers would have to wait."""
@@ -110,15 +112,18 @@ class Leasing:
             return False
         return connection.execute(self._work).first() is not None or self._reading.has_due(connection, taking.without)
 
-    def _take(self, connection: Connection, taking: _Taking) -> None:
+    def _take(self, connection: Connection, taking: _Taking) -> bool:
         if not self._is_free(connection):
-            return
+            return False
         limit, park = taking.limit, taking.policy.park
-        self._reading.wake(connection, limit, taking.without)
+        if time.monotonic() >= self._wake_at:
+            self._wake(connection, taking)
         for _ in range(LANES):
             lanes, alone = self._claiming.claim(connection, limit)
+            if not lanes and self._wake(connection, taking):
+                lanes, alone = self._claiming.claim(connection, limit)
             if not lanes:
-                return
+                return True
             found = self._reading.find(connection, lanes, 1 if alone else limit, taking.without, park=park)
             if found.rows or found.unreadable:
                 batch = TakenBatch(found, lanes, time.monotonic() + taking.policy.lease / 2)
@@ -126,8 +131,13 @@ class Leasing:
                     batch.alone = self._claiming.count(connection, found, alone)
                 connection.execute(self._own, {"me": taking.owner, "lease": taking.policy.lease})
                 taking.batch = batch
-                return
-            self._settling.leave(connection, lanes)
+                return True
+            self._settling.leave(connection, lanes, alone=alone)
+        return True
+
+    def _wake(self, connection: Connection, taking: _Taking) -> bool:
+        self._wake_at = time.monotonic() + _WAKE_EVERY
+        return self._reading.wake(connection, taking.limit, taking.without)
 
     def _is_free(self, connection: Connection) -> bool:
         owner, lasts = connection.execute(self._lease).one()
@@ -142,19 +152,20 @@ class Leasing:
         give_up = time.monotonic() + taking.policy.lease
         while True:
             try:
-                await self._hop.write(partial(self._settle, taking=taking, batch=taking.batch))
+                await self._hop.run((Begin.WRITING, partial(self._settle, taking=taking, batch=taking.batch)))
             except OperationalError as error:
                 if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != _BUSY or time.monotonic() > give_up:
                     raise
             else:
                 return
 
-    def _settle(self, connection: Connection, taking: _Taking, batch: TakenBatch) -> None:
+    def _settle(self, connection: Connection, taking: _Taking, batch: TakenBatch) -> bool:
         owner, _ = connection.execute(self._lease).one()
         if owner != taking.owner:
             raise lease_lost("another relay has taken the outbox over")
         self._settling.settle(connection, batch, park=taking.policy.park)
         connection.execute(self._disown)
+        return True
 
 
 _WINDOW = 20

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, func, select, text, true
 from pipeline_mediator.concurrency import finish
 from pipeline_mediator.outbox.protocol import LANES
 from pipeline_mediator.outbox.sqlalchemy.batch import TakenBatch
-from pipeline_mediator.outbox.sqlalchemy.claiming import LANES_AT_A_TIME, Claiming
+from pipeline_mediator.outbox.sqlalchemy.claiming import Claiming
 from pipeline_mediator.outbox.sqlalchemy.errors import is_gone, lease_lost
 from pipeline_mediator.outbox.sqlalchemy.sql import lock_among
 from pipeline_mediator.outbox.sqlalchemy.tables import PENDING
@@ -95,7 +95,8 @@ class Locking:
         await taking.connection.run_sync(self._take, taking)
 
     def _take(self, connection: Connection, taking: _Taking) -> None:
-        for _ in range(LANES // LANES_AT_A_TIME):
+        # As long as lanes have nothing but rows that have to wait; those that are taken alone come one by one.
+        for _ in range(LANES):
             lanes, alone = self._claim(connection, taking)
             if not lanes:
                 return
@@ -129,7 +130,7 @@ class Locking:
         found = self._reading.find(connection, locked, 1 if alone else taking.limit, taking.without, park=park)
         batch = TakenBatch(found, locked, deadline)
         if not batch.rows and not batch.unreadable:
-            self._settling.leave(connection, locked)
+            self._settling.leave(connection, locked, alone=alone)
             connection.commit()
             return None
         if alone and batch.rows and not self._count(connection, taking, batch, alone):

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from threading import local
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import NullPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["OneHop"]
-
-T = TypeVar("T")
+__all__ = ["Begin", "OneHop"]
 
 _HAND_OVER = "_execute"
 """aiosqlite's private method that runs a function in the connection's thread."""
+
+
+class Begin(StrEnum):
+    """What a transaction begins with."""
+
+    READING = "DEFERRED"
+    """Nobody is kept from writing."""
+    WRITING = "IMMEDIATE"
+    """It waits for the lock that it needs, so that it never has to be given up half-way."""
 
 
 class OneHop:
@@ -31,34 +39,34 @@ class OneHop:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._options = engine.sync_engine.get_execution_options()
         self._here = local()
-        self._engine_here = create_engine("sqlite://", creator=lambda: _Borrowed(self._here.driver), poolclass=NullPool)
-        event.listen(self._engine_here, "begin", _begin)
+        here = create_engine("sqlite://", creator=lambda: _Borrowed(self._here.driver), poolclass=NullPool)
+        event.listen(here, "begin", _begin)
+        options = engine.sync_engine.get_execution_options()
+        self._engines_here = {how: here.execution_options(**options, sqlite_begin=how) for how in Begin}
 
-    async def write(self, step: Callable[[Connection], T]) -> T:
-        """With the write lock from the beginning."""
-        return await self._run(step, "IMMEDIATE")
-
-    async def read(self, step: Callable[[Connection], T]) -> T:
-        """Without keeping anybody from writing."""
-        return await self._run(step, "DEFERRED")
-
-    async def _run(self, step: Callable[[Connection], T], begin: str) -> T:
-        options = {**self._options, "sqlite_begin": begin}
-        async with self._engine.execution_options(**options).connect() as connection:
+    async def run(self, *steps: tuple[Begin, Callable[[Connection], bool]]) -> None:
+        """Run transactions one after the other, up to the first that says no."""
+        async with self._engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             hand_over = getattr(driver, _HAND_OVER, None)
             if hand_over is not None:
-                result: T = await hand_over(self._transact, driver, step, options)
-                return result
-            async with connection.begin():
-                return await connection.run_sync(step)
+                await hand_over(self._run_here, driver, steps)
+                return
+            for begin, step in steps:
+                connection = await connection.execution_options(sqlite_begin=begin)  # noqa: PLW2901 - itself
+                async with connection.begin():
+                    goes_on = await connection.run_sync(step)
+                if not goes_on:
+                    return
 
-    def _transact(self, driver: Any, step: Callable[[Connection], T], options: dict[str, Any]) -> T:
+    def _run_here(self, driver: Any, steps: Iterable[tuple[Begin, Callable[[Connection], bool]]]) -> None:
         self._here.driver = driver._conn
-        with self._engine_here.execution_options(**options).begin() as connection:
-            return step(connection)
+        for begin, step in steps:
+            with self._engines_here[begin].begin() as connection:
+                goes_on = step(connection)
+            if not goes_on:
+                return
 
 
 class _Borrowed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -24,9 +25,8 @@ class ProcessName(msgspec.Struct, frozen=True):
 
     @classmethod
     def own(cls) -> ProcessName:
-        """Of this process."""
-        pid = os.getpid()
-        return cls(pid, _started(pid) or "", _machine())
+        """Of this process, which may be a fork of the one that asked before."""
+        return name_of(os.getpid())
 
     def is_dead(self) -> bool:
         """True only if that is certain."""
@@ -43,6 +43,12 @@ class ProcessName(msgspec.Struct, frozen=True):
         except PermissionError:
             return False
         return False
+
+
+@cache
+def name_of(own: int) -> ProcessName:
+    """The name of the process that asks, which has this number."""
+    return ProcessName(own, _started(own) or "", _machine())
 
 
 def _started(pid: int) -> str | None:

@@ -12,7 +12,7 @@ from sqlalchemy import ARRAY, SmallInteger, bindparam, func, null, select, true,
 
 from pipeline_mediator.outbox.protocol import Failure, StoredMessage, StoredRow
 from pipeline_mediator.outbox.sqlalchemy.batch import Found
-from pipeline_mediator.outbox.sqlalchemy.clock import NOW, seconds_since
+from pipeline_mediator.outbox.sqlalchemy.clock import NOW, moment, seconds_since
 from pipeline_mediator.outbox.sqlalchemy.rows import read_headers
 from pipeline_mediator.outbox.sqlalchemy.sql import MYSQL, by_index, same, update_among
 from pipeline_mediator.outbox.sqlalchemy.tables import DELAYED, PENDING, WAITING, WHOLE, unsent
@@ -108,7 +108,7 @@ class Reading:
     def seconds_since_next_due(self) -> Select[Any]:
         """Of what is not due yet; negative."""
         destinations = self._delayed_destinations()
-        next_due = self._first_delayed(destinations.c.destination, not_before=NOW)
+        next_due = self._first_delayed(destinations.c.destination, not_before=moment())
         return select(seconds_since(func.min(next_due.scalar_subquery()))).select_from(destinations)
 
     def _first_delayed(self, destination: Any, not_before: Any = None) -> Select[Any]:
@@ -129,7 +129,7 @@ class Reading:
         query = (
             select(rows.c.id)
             .where(rows.c.state == DELAYED, same(rows.c.destination, bindparam("destination")))
-            .where(rows.c.available_at <= NOW)
+            .where(rows.c.available_at <= moment())
             .order_by(rows.c.destination, rows.c.available_at)
             .limit(bindparam("limit"))
         )

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from pipeline_mediator.databases import seconds_ago
 from pipeline_mediator.outbox.protocol import LANES, DeadLetter, Health
-from pipeline_mediator.outbox.sqlalchemy.clock import NOW, seconds_since
+from pipeline_mediator.outbox.sqlalchemy.clock import NOW, moment, seconds_since
 from pipeline_mediator.outbox.sqlalchemy.rows import message_of
 from pipeline_mediator.outbox.sqlalchemy.sql import among, by_index, delete_among, lock_among, update_among
 from pipeline_mediator.outbox.sqlalchemy.tables import DEAD, PENDING, SENT, WAITING, WHOLE, unsent
@@ -45,7 +44,7 @@ class Upkeep:
         self._delete = delete_among(rows.c.id, "ids", dialect)
         self._old = by_index(
             select(rows.c.id)
-            .where(rows.c.sent_at <= seconds_ago(keep.total_seconds()), rows.c.state == SENT)
+            .where(rows.c.sent_at <= moment(keep.total_seconds()), rows.c.state == SENT)
             .order_by(rows.c.sent_at)
             .limit(bindparam("limit")),
             rows,
