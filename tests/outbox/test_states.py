@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from pipeline_mediator.errors import LeaseLostError
 from pipeline_mediator.outbox.protocol import Failure, Policy, StoredMessage
-from tests.outbox.databases import Database, mariadb, postgresql, sqlite
+from tests.outbox.databases import Database, sqlite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -467,13 +467,3 @@ behind_dead_letters = pytest.mark.parametrize("park", [False, True], ids=["block
 @behind_dead_letters
 def test_on_sqlite(tmp_path: Path, park: bool) -> None:  # noqa: FBT001 - a parameter
     play(sqlite(tmp_path / "outbox.db"), park=park, writers=1, examples=50)
-
-
-@behind_dead_letters
-def test_on_postgresql(postgres_database: str, park: bool) -> None:  # noqa: FBT001
-    play(postgresql(postgres_database), park=park, writers=2, examples=15)
-
-
-@behind_dead_letters
-def test_on_mariadb(mariadb_database: str, park: bool) -> None:  # noqa: FBT001
-    play(mariadb(mariadb_database), park=park, writers=2, examples=8)
