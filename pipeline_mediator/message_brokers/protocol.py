@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
-__all__ = ["Ack", "BrokerFeatures", "Dead", "Delivery", "Later", "MessageBroker", "Outcome", "Outgoing", "Subscription"]
+__all__ = [
+    "Ack",
+    "BrokerFeatures",
+    "Dead",
+    "DeadDelivery",
+    "DeadLetterQueue",
+    "Delivery",
+    "Later",
+    "MessageBroker",
+    "Outcome",
+    "Outgoing",
+    "Subscription",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,16 @@ class Delivery:
     tag: object = None
     """What the subscription knows it by; nobody else's business."""
     outcome: Outcome | None = None
+    lost: bool = False
+    """The broker may have handed it to somebody else by now: it is not to be handled further, nor settled."""
+    on_lost: Callable[[], None] | None = None
+    """Set by whoever handles it: called when it is lost."""
+
+    def lose(self) -> None:
+        """Told by the subscription when its hold on the message is gone (a lock that ran out, a dead connection)."""
+        self.lost = True
+        if self.on_lost is not None:
+            self.on_lost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +142,44 @@ class MessageBroker(Protocol):
     ) -> bool | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class DeadDelivery:
+    """A delivery that was given up, as its broker keeps it: body and headers are as they came."""
+
+    id: str
+    """What `DeadLetterQueue` knows it by."""
+    delivery: Delivery
+    reason: str
+    died_at: datetime | None = None
+    """Aware; None where the broker does not say."""
+
+
+class DeadLetterQueue(Protocol):
+    """What one subscription has given up: `subscription.dead_letters`, where a broker keeps dead letters.
+
+    Usable within `async with` of its broker, whether the subscription was entered or not. Raises `BrokerError`.
+    """
+
+    async def count(self) -> int:
+        """How many there are."""
+        ...
+
+    async def list(self, limit: int, /, *, after: str | None = None) -> Sequence[DeadDelivery]:
+        """At most `limit` of them, oldest first, beginning behind the id `after`."""
+        ...
+
+    async def retry(self, ids: Sequence[str], /) -> int:
+        """Deliver them again to this subscription, their attempts counted from 1; how many there were.
+
+        Written where they are delivered from before they are taken from here: a crash in between leaves both.
+        """
+        ...
+
+    async def drop(self, ids: Sequence[str], /) -> int:
+        """Delete them for good; how many there were."""
+        ...
+
+
 class Subscription(Protocol):
     """Where a consumer gets deliveries from: the messages of some destinations, handed to one group of handlers.
 
@@ -132,18 +192,30 @@ class Subscription(Protocol):
         """The consumer group, and with the message id the inbox's key."""
         ...
 
+    @property
+    def dead_letters(self) -> DeadLetterQueue | None:
+        """What it has given up; None where the broker keeps none."""
+        ...
+
     async def receive(self, limit: int, /) -> Sequence[Delivery]:
         """Wait for at least one delivery, and return at most `limit`. Cancelling it loses none.
 
-        Of the messages of one key, where the broker keeps their order, the next is handed over when the one before it
-        is settled. Raises `BrokerUnavailableError`.
+        Of the messages of one key the next is handed over when the one before it is about to be settled; where the
+        broker keeps their order, not before that one is done with if it has to come again. Called by one task at a
+        time, beside `settle`. What was handed over is kept from others until it is settled, however long that takes;
+        where that fails, the delivery is told that it is lost.
+
+        Raises `BrokerUnavailableError` while the broker is away, at once or after a wait of its own; called again, it
+        connects again. Raises another `BrokerError` for what does not get better by itself.
         """
         ...
 
     async def settle(self, deliveries: Sequence[Delivery], /) -> Sequence[Exception | None]:
-        """Carry out the outcomes; a delivery without one is given back at once.
+        """Carry out the outcomes; a delivery without one is given back at once, and that counts as no attempt.
 
         One entry per delivery, in order: None, or why it could not be settled, which leaves it to be delivered again.
+        After a `BrokerUnavailableError` it may be tried again: settling what was settled already does no harm. Called
+        by one task at a time. A dead letter that cannot be written leaves the message where it was.
         """
         ...
 

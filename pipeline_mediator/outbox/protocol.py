@@ -245,7 +245,10 @@ class OutboxStore(Protocol):
         ...
 
     async def retry(self, ids: Sequence[int], /) -> int:
-        """Make dead letters due again; how many there were. Later messages of their keys wait for them again."""
+        """Make dead letters due again; how many there were.
+
+        Later messages of their keys wait for them again, but for those that a relay has taken already, with `park`.
+        """
         ...
 
     async def purge(self, ids: Sequence[int], /) -> int:

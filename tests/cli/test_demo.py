@@ -371,7 +371,7 @@ async def test_a_killed_service_keeps_its_word() -> None:
 
         async with outage.engine.begin() as connection:
             await connection.execute(delete(Order).where(Order.id == 1))
-        assert [table.failures for table in await outage.count()] == [["orders placed"]]
+        assert "orders placed" in [name for table in await outage.count() for name in table.failures]
 
 
 def test_it_says_so_if_the_killed_service_lost_something(

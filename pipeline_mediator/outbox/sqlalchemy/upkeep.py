@@ -69,7 +69,7 @@ class Upkeep:
             .values(state=PENDING, hold=null(), failures=literal_column("1"), available_at=NOW)
         )
         self._chosen = lock_among(rows.c.id, "ids", dialect, also=(rows.c.state, rows.c.hold), skip_locked=False)
-        self._lanes_of = select(rows.c.lane).where(among(rows.c.id, "ids", dialect)).distinct()
+        self._dead_among = select(rows.c.id, rows.c.lane).where(among(rows.c.id, "ids", dialect), rows.c.state == DEAD)
         self._orphans = self._keys_behind_nothing()
         self._wait_for_lanes = lock_among(lanes.c.lane, "lanes", dialect, skip_locked=False)
 
@@ -172,18 +172,23 @@ class Upkeep:
     async def retry(self, ids: Sequence[int]) -> int:
         """See `OutboxStore.retry`."""
         async with self._engine.begin() as connection:
-            return (await connection.execute(self._retry, {"ids": list(ids)})).rowcount
+            return await connection.run_sync(self._make_due, list(ids))
 
     async def purge(self, ids: Sequence[int]) -> int:
         """See `OutboxStore.purge`."""
         async with self._engine.begin() as connection:
             return await connection.run_sync(self._purge, list(ids))
 
+    def _make_due(self, connection: Connection, ids: list[int]) -> int:
+        # Found without a lock first: MariaDB would wait for every other row that a relay works on.
+        dead = [number for number, _ in connection.execute(self._dead_among, {"ids": ids})]
+        return connection.execute(self._retry, {"ids": dead}).rowcount if dead else 0
+
     def _purge(self, connection: Connection, ids: list[int]) -> int:
+        dead_rows = connection.execute(self._dead_among, {"ids": ids}).all()
         # Not while a relay makes rows wait behind one that is about to go: they would wait for ever.
-        lanes = sorted(connection.scalars(self._lanes_of, {"ids": ids}))
-        connection.execute(self._wait_for_lanes, {"lanes": lanes})
-        found = connection.execute(self._chosen, {"ids": sorted(ids)}).all()
+        connection.execute(self._wait_for_lanes, {"lanes": sorted({lane for _, lane in dead_rows})})
+        found = connection.execute(self._chosen, {"ids": sorted(number for number, _ in dead_rows)}).all()
         dead = {number: hold for number, state, hold in found if state == int(DEAD.name)}
         if dead:
             connection.execute(self._delete, {"ids": list(dead)})
