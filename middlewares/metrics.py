@@ -25,6 +25,8 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2
 _COUNTED: Final = {
     "retry": ("retries", "{attempt}", "Further attempts at a message."),
     "timeout": ("timeouts", "{attempt}", "Attempts that took longer than they may."),
+    "redelivery": ("redeliveries", "{message}", "Deliveries that failed and come again."),
+    "dead letter": ("dead_letters", "{message}", "Deliveries that were given up."),
     "duplicate": ("duplicates", "{message}", "Deliveries that the inbox knew already and skipped."),
     "lost": ("lost_messages", "{message}", "Events that were committed but not published."),
     "after-commit hook failed": ("hook_failures", "{failure}", "After-commit hooks that raised or took too long."),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline_mediator.codec import Facts
 from pipeline_mediator.errors import name_of
-from pipeline_mediator.messages import key_of
 from pipeline_mediator.outbox.protocol import StoredMessage
 from pipeline_mediator.pipeline import Inside, Once
 
@@ -78,15 +76,7 @@ class _Store:
         self.summary = f"{name_of(store).removesuffix(' object')}, for {destination}"
 
     async def __call__(self, context: Context, call_next: Next) -> None:
-        message = context.message
-        facts = Facts(
-            message_id=context.message_id,
-            correlation_id=context.correlation_id,
-            causation_id=context.causation_id,
-            key=key_of(message, context.key),
-            headers=context.headers,
-        )
-        encoded = context.mediator.codec.encode(message, facts, binary=True)
+        facts, encoded = context.mediator.encode(context, binary=True)
         context.unit.stage(
             self._store,
             StoredMessage(

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
-from pipeline_mediator.codec import Facts
 from pipeline_mediator.errors import DestinationError, name_of
 from pipeline_mediator.events import DomainEvent, Event, IntegrationEvent
 from pipeline_mediator.message_brokers.protocol import Outgoing
-from pipeline_mediator.messages import key_of, message_name
+from pipeline_mediator.messages import message_name
 from pipeline_mediator.outbox.protocol import Published
 from pipeline_mediator.pipeline import Inside
 from pipeline_mediator.requests import Command, promised_result
@@ -109,15 +108,7 @@ class _Publish:
         yield from _warnings_about(self._broker, self.summary)
 
     async def __call__(self, context: Context, call_next: Next) -> None:
-        message = context.message
-        facts = Facts(
-            message_id=context.message_id,
-            correlation_id=context.correlation_id,
-            causation_id=context.causation_id,
-            key=key_of(message, context.key),
-            headers=context.headers,
-        )
-        encoded = context.mediator.codec.encode(message, facts, binary=self._broker.features.headers)
+        facts, encoded = context.mediator.encode(context, binary=self._broker.features.headers)
         outgoing = Outgoing(
             destination=self._destination,
             body=encoded.body,

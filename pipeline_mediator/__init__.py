@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "Codec",
     "Command",
+    "Consumer",
     "Context",
     "DomainEvent",
     "ECSTEvent",
@@ -34,6 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pipeline_mediator.codec import Codec
+    from pipeline_mediator.consumer import Consumer
     from pipeline_mediator.context import Context, Route
     from pipeline_mediator.errors import MediatorError, PermanentError
     from pipeline_mediator.events import (
@@ -57,6 +59,7 @@ else:
         __name__,
         {
             "codec": ("Codec",),
+            "consumer": ("Consumer",),
             "context": ("Context", "Route"),
             "errors": ("MediatorError", "PermanentError"),
             "events": (

@@ -15,6 +15,8 @@ MediatorError
 ├── HandlerNotFoundError               nobody handles this message
 ├── PermanentError                     trying again cannot help
 │   ├── InvalidMessageError            a validator refused it
+│   ├── MessageLoopError               it goes round between applications
+│   ├── DeliveryExhaustedError         handed over often enough, and never settled
 │   └── CodecError
 │       ├── EncodeError
 │       ├── DecodeError
@@ -54,6 +56,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseNotPreparedError",
     "DecodeError",
+    "DeliveryExhaustedError",
     "DestinationError",
     "DuplicateHandlerError",
     "EmitError",
@@ -64,6 +67,7 @@ __all__ = [
     "InvalidMessageError",
     "LeaseLostError",
     "MediatorError",
+    "MessageLoopError",
     "MessageTooLargeError",
     "MissingExtraError",
     "MissingUpcasterError",
@@ -230,6 +234,36 @@ class InvalidMessageError(PermanentError):
 
     def __str__(self) -> str:
         return f"{self.message_type.__name__} is not valid: {self.reason}"
+
+
+class MessageLoopError(PermanentError):
+    """What is to be published was caused by so many deliveries one after the other that it must be going in circles."""
+
+    def __init__(self, message_type: type, hops: int) -> None:
+        self.message_type = message_type
+        self.hops = hops
+        super().__init__(f"{message_type.__name__} ({hops} hops)")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.message_type.__name__} is not published: {self.hops} deliveries, each caused by the one before, "
+            "led to it. Do two applications answer each other's events? Break the circle in one of their handlers."
+        )
+
+
+class DeliveryExhaustedError(PermanentError):
+    """A message was handed over again and again and never settled: it may have ended the process each time."""
+
+    def __init__(self, attempt: int, attempts: int) -> None:
+        self.attempt = attempt
+        self.attempts = attempts
+        super().__init__(f"attempt {attempt} of {attempts}")
+
+    def __str__(self) -> str:
+        return (
+            f"this is attempt {self.attempt} of {self.attempts}: those before ended without an outcome. Did the "
+            "message end the process that handled it? It is not handled again until somebody retries the dead letter."
+        )
 
 
 class CodecError(PermanentError):

@@ -11,16 +11,19 @@ from pipeline_mediator.chain import flatten
 from pipeline_mediator.concurrency import current_task
 from pipeline_mediator.container import PlainContainer
 from pipeline_mediator.context import AMBIENT, Context, Given, new_message_id
+from pipeline_mediator.deliveries import HOPS, MAX_HOPS, Arrivals, hops_of
 from pipeline_mediator.errors import (
     BrokerError,
     BrokerUnavailableError,
     ConfigurationError,
     EmitError,
+    MessageLoopError,
     ResolutionError,
     TransactionFinishedError,
     name_of,
 )
 from pipeline_mediator.events import Event, EventEmitter, EventMap
+from pipeline_mediator.messages import key_of
 from pipeline_mediator.middlewares.handle import HandleMiddleware
 from pipeline_mediator.pipeline import Pipeline
 from pipeline_mediator.requests import Request, RequestMap, StreamQuery
@@ -32,8 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
     from types import TracebackType
 
-    from pipeline_mediator.codec import Codec
+    from pipeline_mediator.codec import Codec, Encoded, Facts
     from pipeline_mediator.container import Container
+    from pipeline_mediator.message_brokers.protocol import Delivery
     from pipeline_mediator.outbox.protocol import OutboxStore, Published, Relayed
     from pipeline_mediator.pipeline import Chain, Middleware
     from pipeline_mediator.unit import QueuedEvent
@@ -102,6 +106,7 @@ class Mediator:
         handle = HandleMiddleware(self.requests, self.events, self.container, self._destination_for)
         self._middlewares: tuple[Middleware, ...] = (*flatten(pipeline), handle)
         self.routes = Routes(self.requests, self.events, self._middlewares, self._register)
+        self._arrivals = Arrivals(self, self._walker)
         self._sends: dict[type, Enter] = {}
         self._emits: dict[type, Enter] = {}
         self._prepared = False
@@ -268,6 +273,39 @@ class Mediator:
         """Raise what `emit` raises for something that is no event, or that nobody takes."""
         _refuse_unless(Event, event, "emit")
         self.routes.of_event(type(event))
+
+    # -- for publishing and consuming ----------------------------------------------------------------------------------
+
+    def encode(self, context: Context, *, binary: bool) -> tuple[Facts, Encoded]:
+        """A message on its way out, and what travels with it. Raises a `CodecError`, or `MessageLoopError`."""
+        from pipeline_mediator.codec import Facts
+
+        headers = context.headers
+        if HOPS in headers and (hops := hops_of(headers)) > MAX_HOPS:
+            raise MessageLoopError(type(context.message), hops)
+        facts = Facts(
+            message_id=context.message_id,
+            correlation_id=context.correlation_id,
+            causation_id=context.causation_id,
+            key=key_of(context.message, context.key),
+            headers=headers,
+        )
+        return facts, self.codec.encode(context.message, facts, binary=binary)
+
+    async def deliver(self, delivery: Delivery, /, *, skip_unknown: bool = False) -> None:
+        """Walk what a broker handed over; `delivery.outcome` says what is to become of it.
+
+        For those who get messages another way than by a `Consumer`, a web hook for example. It is decoded by the
+        codec's catalog and walks the chain of its type; one of a type that nobody here handles is passed over. What
+        cannot be decoded, is of an unknown type or of a version without upcaster walks the chain of `Undecodable` to
+        the DeadLetterMiddleware; with `skip_unknown` what is of an unknown type is passed over too.
+
+        Raises what the chain raises. The outcome is then what a middleware decided, and None if none did; after a
+        commit it is `Ack` whatever was raised.
+        """
+        if not self._prepared:
+            self.prepare()
+        await self._arrivals.walk(delivery, skip_unknown=skip_unknown)
 
     # -- for a relay ---------------------------------------------------------------------------------------------------
 

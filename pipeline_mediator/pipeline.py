@@ -98,8 +98,9 @@ class Pipeline(Sequence[Middleware]):
                 PublishMiddleware(broker, {OrderPlaced: "orders"}),
             )
 
-        Tracing, metrics, logging, retry (`attempts` of any error that may pass), timeout (seconds for one attempt; None
-        for none), transaction, inbox, outbox, `extra`, publish. Change it with `before`, `after`, `replace`, `without`.
+        Tracing, metrics, logging, dead letter, redelivery, retry (`attempts` of any error that may pass), timeout
+        (seconds for one attempt; None for none), transaction, inbox, outbox, `extra`, publish. Change it with `before`,
+        `after`, `replace`, `without`.
         """
         # Only here: whoever composes a pipeline otherwise loads only what stands in it.
         from pipeline_mediator import middlewares
@@ -108,6 +109,8 @@ class Pipeline(Sequence[Middleware]):
             middlewares.TracingMiddleware(),
             middlewares.MetricsMiddleware(),
             middlewares.LoggingMiddleware(),
+            middlewares.DeadLetterMiddleware(),
+            middlewares.RedeliveryMiddleware(),
             middlewares.RetryMiddleware(attempts),
             middlewares.TimeoutMiddleware(timeout),
             middlewares.TransactionMiddleware(unit_of_work),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import takewhile
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pipeline_mediator.chain import Chain, compile_chain, destination_of, unwrapped
 from pipeline_mediator.context import Route
@@ -14,9 +15,10 @@ from pipeline_mediator.unit import attempt
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline_mediator.context import Kind
+    from pipeline_mediator.context import Context, Kind
     from pipeline_mediator.events import EventMap
-    from pipeline_mediator.pipeline import Middleware
+    from pipeline_mediator.message_brokers.protocol import Undecodable
+    from pipeline_mediator.pipeline import Middleware, Next
     from pipeline_mediator.requests import RequestMap
 
 __all__ = ["Routes"]
@@ -47,7 +49,9 @@ class Routes:
         self._on_wire = on_wire
         self._of_request: dict[type, Chain] = {}
         self._of_event: dict[type, tuple[Chain, ...]] = {}
+        self._undecodable: Chain | None = None
         self._of_relay: dict[tuple[int, str], Chain] = {}
+        self._of_delivery: dict[type, Chain | None] = {}
 
     def message_types(self) -> list[type]:
         """Every type that is bound or has a destination of its own, requests first."""
@@ -139,6 +143,24 @@ class Routes:
             self._of_relay[id(publisher), destination] = chain
         return chain
 
+    def delivered(self, message_type: type) -> Chain | None:
+        """The chain of what a broker hands over; None if nobody here handles messages of this type."""
+        if message_type not in self._of_delivery:
+            chains = self._delivered(message_type) or self._remote_command(message_type)
+            self._of_delivery[message_type] = chains[0] if chains else None
+        return self._of_delivery[message_type]
+
+    def undecodable(self) -> Chain:
+        """The chain of what cannot be read: as far as it does not need the message."""
+        # Not at the top: a program that consumes nothing does not load it.
+        from pipeline_mediator.message_brokers.protocol import Undecodable
+
+        if self._undecodable is None:
+            outside = takewhile(lambda one: getattr(one, "role", None) not in _INSIDE, self._middlewares)
+            route = Route(Undecodable, "event", "broker")
+            self._undecodable = compile_chain(route, (*outside, _fail), attempt)
+        return self._undecodable
+
     def _emission(self, event_type: type) -> tuple[Chain, ...]:
         destination = self.destination_for(event_type)
         routes: list[Route] = []
@@ -153,13 +175,35 @@ class Routes:
         if _is_any(message_type, IntegrationEvent):
             comes = any(binding.runs("broker", None) for binding in self._events.bindings_for(message_type))
             return (self._compile(Route(message_type, "event", "broker")),) if comes else ()
-        comes = message_type in self._requests and self.destination_for(message_type) is not None
+        return () if self.destination_for(message_type) is None else self._remote_command(message_type)
+
+    def _remote_command(self, message_type: type) -> tuple[Chain, ...]:
+        """Where a command is handled that was sent elsewhere. A query, or what promises a result, never comes so."""
+        comes = _is_any(message_type, Command) and message_type in self._requests
         return (self._compile(Route(message_type, "request", "broker")),) if comes else ()
 
     def _compile(self, route: Route) -> Chain:
         if route.destination is not None or route.origin == "broker":
             self._on_wire(route.message_type)
         return compile_chain(route, self._middlewares, attempt)
+
+
+class _Fail:
+    """The terminal of what cannot be read."""
+
+    role: ClassVar[str] = "handle"
+    ends_chain: ClassVar[bool] = True
+    summary: ClassVar[str] = "raises what is wrong with it"
+
+    async def __call__(self, context: Context, call_next: Next) -> None:
+        undecodable: Undecodable = context.message
+        undecodable.fail()
+
+
+_fail: Final = _Fail()
+
+_INSIDE: Final = frozenset({"validation", "retry", "timeout", "transaction", "inbox", "outbox", "publish", "handle"})
+"""Roles of middlewares that need the message itself; what stands outside all of them sees undecodable ones too."""
 
 
 def _nobody_publishes(message_type: type | None, destination: str, publishers: int) -> str:

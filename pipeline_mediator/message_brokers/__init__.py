@@ -7,6 +7,8 @@ __all__ = [
     "AzureMessageBroker",
     "BrokerFeatures",
     "Dead",
+    "DeadDelivery",
+    "DeadLetterQueue",
     "Delivery",
     "Later",
     "MemoryBroker",
@@ -17,6 +19,7 @@ __all__ = [
     "RedisMessageBroker",
     "RedisStreamBroker",
     "Subscription",
+    "Undecodable",
 ]
 
 if TYPE_CHECKING:
@@ -26,12 +29,15 @@ if TYPE_CHECKING:
         Ack,
         BrokerFeatures,
         Dead,
+        DeadDelivery,
+        DeadLetterQueue,
         Delivery,
         Later,
         MessageBroker,
         Outcome,
         Outgoing,
         Subscription,
+        Undecodable,
     )
     from pipeline_mediator.message_brokers.redis import RedisMessageBroker
     from pipeline_mediator.message_brokers.redis_streams import RedisStreamBroker
@@ -47,12 +53,15 @@ else:
                 "Ack",
                 "BrokerFeatures",
                 "Dead",
+                "DeadDelivery",
+                "DeadLetterQueue",
                 "Delivery",
                 "Later",
                 "MessageBroker",
                 "Outcome",
                 "Outgoing",
                 "Subscription",
+                "Undecodable",
             ),
             "redis": ("RedisMessageBroker",),
             "redis_streams": ("RedisStreamBroker",),

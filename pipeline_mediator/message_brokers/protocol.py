@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NoReturn, Protocol, Self
+
+from pipeline_mediator.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
+
+    from pipeline_mediator.errors import PermanentError
 
 __all__ = [
     "Ack",
@@ -22,6 +26,7 @@ __all__ = [
     "Outcome",
     "Outgoing",
     "Subscription",
+    "Undecodable",
 ]
 
 
@@ -82,8 +87,13 @@ class Delivery:
     """1 for the first time it is handed over."""
     subscription: str
     """The consumer group that it was handed to."""
+    system: str = ""
+    """`messaging.system` of the OpenTelemetry conventions."""
     source: str = ""
     """Who sent it, as its envelope says; ids are unique within one source. Set by whoever decodes it."""
+    sequence: str | None = None
+    """Its place among the messages of its source, to be compared as text; None if its envelope does not say. Set by
+    whoever decodes it."""
     tag: object = None
     """What the subscription knows it by; nobody else's business."""
     outcome: Outcome | None = None
@@ -97,6 +107,29 @@ class Delivery:
         self.lost = True
         if self.on_lost is not None:
             self.on_lost()
+
+
+class Undecodable:
+    """The message of the chain that a delivery walks which cannot be read: past whatever observes and decides.
+
+    Nothing of it reaches validation, transaction or handlers.
+    """
+
+    __slots__ = ("_error", "body")
+
+    def __init__(self, body: bytes, error: PermanentError) -> None:
+        self.body = body
+        self._error: PermanentError | None = error
+
+    def fail(self) -> NoReturn:
+        """Raise what is wrong with it, once: an error that is kept keeps the frames that it passed through."""
+        error, self._error = self._error, None
+        if error is None:
+            raise DecodeError(None, "$", "it could not be read")
+        try:
+            raise error
+        finally:
+            del error
 
 
 @dataclass(frozen=True, slots=True)

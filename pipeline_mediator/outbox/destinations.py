@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from pipeline_mediator.outbox.trouble import Trouble
+from pipeline_mediator.trouble import Trouble
 
 if TYPE_CHECKING:
     from tenacity.wait import WaitBaseT

@@ -13,8 +13,8 @@ from pipeline_mediator.errors import LeaseLostError
 from pipeline_mediator.outbox.bell import Bell
 from pipeline_mediator.outbox.destinations import Destinations
 from pipeline_mediator.outbox.publishing import Publishing
-from pipeline_mediator.outbox.trouble import Trouble
 from pipeline_mediator.outbox.upkeep import Upkeep
+from pipeline_mediator.trouble import Trouble
 
 if TYPE_CHECKING:
     from pipeline_mediator.outbox.protocol import OutboxStore

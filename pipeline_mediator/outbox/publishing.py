@@ -10,10 +10,9 @@ import anyio
 
 from pipeline_mediator.concurrency import is_cancelled
 from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, MessageTooLargeError, PermanentError
-from pipeline_mediator.outbox.pauses import pause_after
 from pipeline_mediator.outbox.protocol import Failure, Published, Relayed
-from pipeline_mediator.outbox.trouble import in_words
 from pipeline_mediator.outbox.waves import cut, in_waves, probe_of, sorted_out
+from pipeline_mediator.trouble import in_words, pause_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from contextvars import Context
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-import anyio
-
-from pipeline_mediator.concurrency import Beside, is_cancelled
 from pipeline_mediator.errors import ConfigurationError
 from pipeline_mediator.outbox.loop import Loop
-from pipeline_mediator.outbox.pauses import default_backoff, default_pauses
 from pipeline_mediator.outbox.publishing import Publisher
 from pipeline_mediator.outbox.settings import Settings
+from pipeline_mediator.service import Service, apart
+from pipeline_mediator.trouble import default_backoff, default_pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
-    from types import TracebackType
+    from collections.abc import Callable, Generator
 
     from tenacity.wait import WaitBaseT
 
@@ -40,7 +36,7 @@ class Relays(Publisher, Protocol):
         ...
 
 
-class OutboxRelay:
+class OutboxRelay(Service):
     """Publishes what an outbox keeps, at least once, and the messages of one key in order.
 
         async with mediator, OutboxRelay(mediator):     # beside the application, in its process
@@ -97,6 +93,7 @@ class OutboxRelay:
             raise ConfigurationError(
                 "OutboxRelay: no OutboxMiddleware stands in the mediator's pipeline; add one, or pass store="
             )
+        super().__init__(name, "relay", "nothing is published any more")
         self._mediator: Publisher = mediator
         self._store = store
         self._settings = Settings(
@@ -112,18 +109,7 @@ class OutboxRelay:
             stop_within=stop_within,
             on_health=on_health,
         )
-        self._running = False
         self._loops: set[Loop] = set()
-        self._stopped = False
-        self._beside: Beside | None = None
-
-    async def run(self) -> None:
-        """Relay until cancelled or stopped. Raises `ConfigurationError` if this relay already runs."""
-        self._begin()
-        try:
-            await _apart(self._run)
-        finally:
-            self._running = False
 
     async def drain(self) -> int:
         """Publish what is due; how many messages that were.
@@ -131,11 +117,11 @@ class OutboxRelay:
         Not awaited: what backs off, what other relays have taken, and destinations that take nothing. Raises what the
         store raises.
         """
-        return await _apart(self._drain)
+        return await apart(self._drain)
 
     def stop(self) -> None:
         """Let `run` and `drain` end; in the event loop's thread. Called before one of them, that ends at once."""
-        self._stopped = True
+        super().stop()
         for loop in self._loops:
             loop.stop()
 
@@ -143,52 +129,9 @@ class OutboxRelay:
         """How much waits in the outbox."""
         return await self._store.health()
 
-    async def __aenter__(self) -> Self:
-        self._begin()
-        # No task group, which could only be left in the task that entered it: who leaves may be another one.
-        beside = Beside(self._run_beside)
-        try:
-            await beside.start()
-        except BaseException:
-            self._running = False
-            raise
-        self._beside = beside
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        beside, self._beside = self._beside, None
-        if beside is not None:
-            self.stop()
-            try:
-                await beside.end()
-            finally:
-                self._running = self._stopped = False
-
-    def _begin(self) -> None:
-        if self._running:
-            raise ConfigurationError(f"{self._settings.name}: this relay already runs; for a second one make another")
-        self._running = True
-
-    async def _run(self) -> None:
+    async def _serve(self) -> None:
         with self._loop() as loop:
-            logger.info("%s: relay started", self._settings.name)
-            try:
-                await loop.run()
-            finally:
-                logger.info("%s: relay %s", self._settings.name, "stopped" if self._stopped else "cancelled")
-
-    async def _run_beside(self) -> None:
-        """Where nobody awaits it, an end that nobody asked for must at least be seen."""
-        try:
-            await _apart(self._run)
-        except Exception:
-            logger.exception("%s: the relay has ended; nothing is published any more", self._settings.name)
-        except BaseException:
-            if self._beside is not None:
-                logger.warning("%s: the relay was cancelled; nothing is published any more", self._settings.name)
-            raise
+            await loop.run()
 
     async def _drain(self) -> int:
         with self._loop() as loop:
@@ -205,29 +148,4 @@ class OutboxRelay:
             yield loop
         finally:
             self._loops.discard(loop)
-            self._stopped = self._stopped and bool(self._loops)
-
-
-async def _apart(function: Callable[[], Awaitable[T]]) -> T:
-    """Await it in an empty context: who starts or wakes a relay is not what its spans and messages belong to."""
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    async def call() -> None:
-        try:
-            results.append(await function())
-        except Exception as error:  # noqa: BLE001 - raised below, not in a group
-            errors.append(error)
-        except anyio.get_cancelled_exc_class():
-            if is_cancelled():
-                raise
-            errors.append(RuntimeError("a client let the cancellation of something else escape"))
-
-    async with anyio.create_task_group() as group:
-        _ = Context().run(group.start_soon, call)
-    if errors:
-        try:
-            raise errors[0]
-        finally:
-            errors.clear()  # its traceback holds this frame
-    return results[0]
+            self._stopped = self._stopped and (self._running or bool(self._loops))

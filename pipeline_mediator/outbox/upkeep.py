@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from pipeline_mediator.outbox import gauges
-from pipeline_mediator.outbox.trouble import Trouble, in_words
+from pipeline_mediator.trouble import Trouble, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

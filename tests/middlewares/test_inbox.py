@@ -34,7 +34,7 @@ def delivered(mediator: Any, *, subscription: str = "warehouse", source: str = "
     (chain,) = [one for one in mediator.routes.all_of(Placed) if one.route.origin == "broker"]
     context = Context(Placed(), chain.route, mediator)
     context.identify(message_id=message_id)
-    context.delivery = Delivery("orders", b"", None, {}, message_id, None, 1, subscription, source)
+    context.delivery = Delivery("orders", b"", None, {}, message_id, None, 1, subscription, source=source)
     return mediator._walker(chain)(context.message, context)
 
 

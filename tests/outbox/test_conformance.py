@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ from pipeline_mediator.testing.outbox_suite import OutboxFeatures, OutboxStoreSu
 from tests.outbox.databases import Database, mariadb, postgresql, sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
     from pathlib import Path
 
 
@@ -19,6 +20,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+# A connect that is cancelled leaves aiosqlite's connection to the garbage collector, at the latest here.
+@pytest.mark.filterwarnings("ignore:.*was deleted before being closed:ResourceWarning")
 class TestOnSQLite(OutboxStoreSuite):
     features = OutboxFeatures(several_relays=False, several_writers=False)
 
@@ -26,6 +29,11 @@ class TestOnSQLite(OutboxStoreSuite):
     async def database(self, tmp_path: Path) -> AsyncGenerator[Database]:
         async with sqlite(tmp_path / "outbox.db") as database:
             yield database
+
+    @pytest.fixture(autouse=True, scope="class")
+    def leave_nothing_to_collect(self) -> Generator[None]:
+        yield
+        gc.collect()
 
 
 class TestOnPostgreSQLByAsyncpg(OutboxStoreSuite):

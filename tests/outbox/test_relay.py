@@ -620,7 +620,7 @@ async def test_it_goes_on_when_the_database_is_back(caplog: pytest.LogCaptureFix
         await shop.until(lambda: len(caplog.messages) == 3)
         shop.store.broken = None
         await shop.broker.has(1)
-    lines = [record for record in caplog.records if record.name == "pipeline_mediator.outbox.trouble"]
+    lines = [record for record in caplog.records if record.name == "pipeline_mediator.trouble"]
     texts = [record.getMessage() for record in lines]
     assert [text.partition(" (")[0].partition(", ")[0] for text in texts] == [
         *["shop: relaying fails"] * 3,

@@ -14,10 +14,9 @@ from tenacity import wait_fixed
 from pipeline_mediator.concurrency import from_any_thread
 from pipeline_mediator.errors import BrokerUnavailableError, DestinationError
 from pipeline_mediator.outbox.bell import Bell
-from pipeline_mediator.outbox.pauses import default_backoff, default_pauses, pause_after
 from pipeline_mediator.outbox.protocol import StoredMessage, StoredRow
-from pipeline_mediator.outbox.trouble import Trouble
 from pipeline_mediator.outbox.waves import in_waves, probe_of, sorted_out
+from pipeline_mediator.trouble import Trouble, default_backoff, default_pauses, pause_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

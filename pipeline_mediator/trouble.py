@@ -1,20 +1,23 @@
-"""Something that does not work for a while: told in one line for each pause, and in one when it is over."""
+"""Something that does not work for a while: how long to leave it alone, by tenacity's wait strategies, and what to log.
+
+One line for each pause, and one when it is over.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+from tenacity import RetryCallState, wait_random_exponential
 
 from pipeline_mediator.errors import MediatorError
-from pipeline_mediator.outbox.pauses import pause_after
 from pipeline_mediator.telemetry import error_type
 
 if TYPE_CHECKING:
     from tenacity.wait import WaitBaseT
 
-__all__ = ["Trouble", "in_words"]
+__all__ = ["Trouble", "default_backoff", "default_pauses", "in_words", "pause_after"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,3 +68,24 @@ def in_words(error: BaseException) -> str:
     """The type of an error, and what it says if it is this library's: another's text may quote the message."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, MediatorError) else error_type(error)
     return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
+
+
+def default_backoff() -> WaitBaseT:
+    """For one message: up to 4 s after its first failure, the limit doubled each time, at most 15 minutes.
+
+    Ten attempts take a quarter of an hour on average. The jitter is full, or messages that failed together would come
+    back together.
+    """
+    return wait_random_exponential(multiplier=4, min=1, max=900)
+
+
+def default_pauses() -> WaitBaseT:
+    """For a destination or a database that is away: up to 1 s first, the limit doubled each time, at most 30 s."""
+    return wait_random_exponential(multiplier=1, min=0.5, max=30)
+
+
+def pause_after(failures: int, wait: WaitBaseT) -> float:
+    """Seconds to wait after that many failures, the first being 1."""
+    state = RetryCallState(retry_object=cast("Any", None), fn=None, args=(), kwargs={})
+    state.attempt_number = failures
+    return float(wait(state))
