@@ -118,9 +118,9 @@ class Consumer(Service):
         intakes = [
             _Intake(shift, one, self.concurrency + self._ahead, self._pauses, self._name) for one in self.subscriptions
         ]
-        if self._stopped:
-            shift.stop(0)
         try:
+            if self._stopped:
+                return
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_on_cancellation, partial(shift.stop, 0))
                 # What is in hand is given back whatever happens; every step of that is bounded.
@@ -236,8 +236,8 @@ class _Shift:
         delay = pause_after(delivery.attempt, self._backoff)
         delivery.outcome = Later(delay)
         logger.warning(
-            "%s: message %s from %s failed (%s), and nothing in the pipeline decides what becomes of it; it comes again "
-            "in %.1f s. Put a DeadLetterMiddleware and a RedeliveryMiddleware in front of the others.",
+            "%s: message %s from %s failed (%s), and nothing in the pipeline decides what becomes of it; it comes "
+            "again in %.1f s. Put a DeadLetterMiddleware and a RedeliveryMiddleware in front of the others.",
             self._name,
             delivery.message_id,
             delivery.destination,
@@ -337,7 +337,7 @@ class _Intake:
         self._some_done.set()
 
     async def run(self) -> None:
-        """From the beginning of the subscription to its end."""
+        """From its beginning to its end."""
         try:
             if not await self._begin():
                 return

@@ -6,13 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline_mediator.context import Context
-from pipeline_mediator.errors import CodecError, UnknownMessageError
+from pipeline_mediator.errors import CodecError, HandlerNotFoundError, UnknownMessageError
+from pipeline_mediator.requests import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
     from pipeline_mediator.chain import Chain
     from pipeline_mediator.codec import Decoded
+    from pipeline_mediator.errors import MediatorError
     from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.message_brokers.protocol import Delivery
 
@@ -35,7 +37,7 @@ class Arrivals:
         self._mediator = mediator
         self._walker = walker
         self._ways: dict[type, tuple[Chain, Walk] | None] = {}
-        self._undecodable: tuple[Chain, Walk] | None = None
+        self._refused: tuple[Chain, Walk] | None = None
 
     async def walk(self, delivery: Delivery, *, skip_unknown: bool) -> None:
         """Decode it and walk its chain; a decision about its outcome is left to who stands in there."""
@@ -49,14 +51,20 @@ class Arrivals:
         else:
             await self._walk_decoded(delivery, decoded)
             return
-        await self._walk_undecodable(delivery, unreadable)
+        await self._walk_refused(delivery, unreadable)
 
     async def _walk_decoded(self, delivery: Delivery, decoded: Decoded) -> None:
-        message, facts = decoded.message, decoded.facts
-        way = self._ways.get(type(message)) or self._way_of(type(message))
+        message: object = decoded.message
+        facts, message_type = decoded.facts, type(message)
+        way = self._ways.get(message_type) or self._way_of(message_type)
         delivery.source, delivery.sequence = decoded.source, facts.sequence
         if way is None:
-            self._pass_over(delivery, f"nobody here handles {type(message).__name__}")
+            if isinstance(message, Request):
+                # An event may be meant for others; a command is meant for whoever gets it.
+                refusal = HandlerNotFoundError(message_type, "it came from a broker. Bind one with RequestMap.bind.")
+                await self._walk_refused(delivery, refusal)
+                return
+            self._pass_over(delivery, f"nobody here handles {message_type.__name__}")
             return
         chain, walk = way
         context = Context(message, chain.route, self._mediator)
@@ -71,13 +79,13 @@ class Arrivals:
         headers[HOPS] = str(hops_of(headers) + 1)
         await _decide(delivery, context, walk)
 
-    async def _walk_undecodable(self, delivery: Delivery, error: CodecError) -> None:
+    async def _walk_refused(self, delivery: Delivery, error: MediatorError) -> None:
         from pipeline_mediator.message_brokers.protocol import Undecodable
 
-        if self._undecodable is None:
+        if self._refused is None:
             chain = self._mediator.routes.undecodable()
-            self._undecodable = (chain, self._walker(chain))
-        chain, walk = self._undecodable
+            self._refused = (chain, self._walker(chain))
+        chain, walk = self._refused
         context = Context(Undecodable(delivery.body, error), chain.route, self._mediator)
         context.identify(message_id=delivery.message_id)
         del error

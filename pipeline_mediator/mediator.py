@@ -281,16 +281,17 @@ class Mediator:
         from pipeline_mediator.codec import Facts
 
         headers = context.headers
+        message: object = context.message
         if HOPS in headers and (hops := hops_of(headers)) > MAX_HOPS:
-            raise MessageLoopError(type(context.message), hops)
+            raise MessageLoopError(type(message), hops)
         facts = Facts(
             message_id=context.message_id,
             correlation_id=context.correlation_id,
             causation_id=context.causation_id,
-            key=key_of(context.message, context.key),
+            key=key_of(message, context.key),
             headers=headers,
         )
-        return facts, self.codec.encode(context.message, facts, binary=binary)
+        return facts, self.codec.encode(message, facts, binary=binary)
 
     async def deliver(self, delivery: Delivery, /, *, skip_unknown: bool = False) -> None:
         """Walk what a broker handed over; `delivery.outcome` says what is to become of it.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from pipeline_mediator.errors import PermanentError
+    from pipeline_mediator.errors import MediatorError
 
 __all__ = [
     "Ack",
@@ -112,14 +112,14 @@ class Delivery:
 class Undecodable:
     """The message of the chain that a delivery walks which cannot be read: past whatever observes and decides.
 
-    Nothing of it reaches validation, transaction or handlers.
+    Nothing of it reaches validation, transaction or handlers. So does a command that nobody here handles.
     """
 
     __slots__ = ("_error", "body")
 
-    def __init__(self, body: bytes, error: PermanentError) -> None:
+    def __init__(self, body: bytes, error: MediatorError) -> None:
         self.body = body
-        self._error: PermanentError | None = error
+        self._error: MediatorError | None = error
 
     def fail(self) -> NoReturn:
         """Raise what is wrong with it, once: an error that is kept keeps the frames that it passed through."""

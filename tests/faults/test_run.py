@@ -54,7 +54,7 @@ def test_interrupted_it_ends_what_it_started_and_leaves_nothing_behind(tmp_path:
         stderr=subprocess.PIPE,
         text=True,
         # Where the tests run in the background, it is ignored from the start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing else runs here
     ) as tool:
         assert tool.stderr is not None
         try:
