@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -20,18 +21,26 @@ if TYPE_CHECKING:
 
     from tenacity.wait import WaitBaseT
 
+    from pipeline_mediator.inbox.protocol import InboxStore
     from pipeline_mediator.message_brokers.protocol import Delivery, Subscription
 
 __all__ = ["Consumer"]
 
 logger = logging.getLogger(__name__)
 
+_CLEANED = 100_000
+"""Messages that an inbox forgets at a time."""
 _CLOSING = 10.0
 """Seconds for what was handled to be settled, and for a subscription to end, once nothing is handled any more."""
 
 
 class Delivers(Protocol):
     """A mediator, as a consumer sees it."""
+
+    @property
+    def inboxes(self) -> Sequence[InboxStore]:
+        """What remembers deliveries."""
+        ...
 
     async def deliver(self, delivery: Delivery, /, *, skip_unknown: bool = False) -> None:
         """Walk a delivery, and decide its outcome."""
@@ -62,7 +71,8 @@ class Consumer(Service):
 
     While a broker is away the subscription is left alone, by `pauses` (tenacity's wait strategies), with a line in the
     log for each; the others go on. Whatever else is wrong with a subscription when it begins (no such queue, no rights)
-    ends the consumer and is raised. `name` stands in the log. All times are in seconds.
+    ends the consumer and is raised. Every `clean_every` (None: never) it has the pipeline's inboxes forget what is
+    older than their retention. `name` stands in the log. All times are in seconds.
 
     Give every group of handlers that shall succeed or fail by itself a subscription, and a mediator, of its own: a
     message comes again as a whole.
@@ -77,15 +87,16 @@ class Consumer(Service):
         concurrency: int = 16,
         read_ahead: int | None = None,
         grace: float = 30.0,
+        clean_every: float | None = 600.0,
         unknown: Literal["dead letter", "skip"] = "dead letter",
         pauses: WaitBaseT | None = None,
         name: str = "consumer",
     ) -> None:
         ahead = concurrency if read_ahead is None else read_ahead
-        if concurrency < 1 or ahead < 0 or grace < 0:
+        if concurrency < 1 or ahead < 0 or grace < 0 or (clean_every is not None and clean_every <= 0):
             raise ConfigurationError(
-                f"Consumer(concurrency={concurrency}, read_ahead={read_ahead}, grace={grace}): the first must be at "
-                "least 1, the others at least 0"
+                f"Consumer(concurrency={concurrency}, read_ahead={read_ahead}, grace={grace}, clean_every={clean_every}"
+                "): the first must be at least 1, the next two at least 0, and the last above 0, or None"
             )
         if unknown not in {"dead letter", "skip"}:
             raise ConfigurationError(f'Consumer(unknown={unknown!r}): it is "dead letter" or "skip"')
@@ -103,6 +114,7 @@ class Consumer(Service):
         self.concurrency = concurrency
         self.grace = grace
         self._ahead = ahead
+        self._clean_every = clean_every
         self._deliver = partial(mediator.deliver, skip_unknown=unknown == "skip")
         self._pauses = default_pauses() if pauses is None else pauses
         self._shift: _Shift | None = None
@@ -123,6 +135,8 @@ class Consumer(Service):
                 return
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_on_cancellation, partial(shift.stop, 0))
+                if self._clean_every is not None:
+                    tasks.start_soon(self._clean, self._clean_every)
                 # What is in hand is given back whatever happens; every step of that is bounded.
                 with anyio.CancelScope(shield=True):
                     await shift.run(intakes)
@@ -130,6 +144,17 @@ class Consumer(Service):
         finally:
             self._shift = None
         shift.raise_failure()
+
+    async def _clean(self, every: float) -> None:
+        """Let the inboxes forget; at other times than the other consumers, which began together with this one."""
+        await anyio.sleep(every * random.random())  # noqa: S311 - no secret
+        while True:
+            for inbox in self.mediator.inboxes:
+                try:
+                    await inbox.clean(_CLEANED)
+                except Exception as error:  # noqa: BLE001 - logged; the next time may be better
+                    logger.warning("%s: an inbox cannot be cleaned (%s)", self._name, in_words(error))
+            await anyio.sleep(every)
 
 
 async def _on_cancellation(call: Callable[[], None]) -> None:

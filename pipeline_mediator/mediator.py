@@ -32,11 +32,12 @@ from pipeline_mediator.stream import Stream
 from pipeline_mediator.unit import ENDED, PutOff, Unit, seed_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from pipeline_mediator.codec import Codec, Encoded, Facts
     from pipeline_mediator.container import Container
+    from pipeline_mediator.inbox.protocol import InboxStore
     from pipeline_mediator.message_brokers.protocol import Delivery
     from pipeline_mediator.outbox.protocol import OutboxStore, Published, Relayed
     from pipeline_mediator.pipeline import Chain, Middleware
@@ -321,6 +322,12 @@ class Mediator:
         if len(stores) > 1:
             raise ConfigurationError("this pipeline has several outboxes; give each OutboxRelay its own, by store=")
         return stores.pop() if stores else None
+
+    @property
+    def inboxes(self) -> Sequence[InboxStore]:
+        """Where the pipeline remembers what came from brokers; a consumer has them forget what is old."""
+        inboxes: list[Any] = [one for one in self._middlewares if getattr(one, "role", None) == "inbox"]
+        return tuple({id(one.store): one.store for one in inboxes}.values())
 
     def relay_chain(self, name: str, version: int, destination: str) -> Chain:
         """The chain that stored messages of this wire name and destination are published by.

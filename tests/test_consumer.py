@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -19,12 +20,16 @@ from pipeline_mediator.message_brokers.protocol import Ack, Dead, Delivery, Late
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+    from pipeline_mediator.inbox.protocol import InboxStore
+
 SOON = 5.0
 AWAY = BrokerUnavailableError("the broker is away")
 
 
 class Deliverer:
     """A mediator whose chain is one function."""
+
+    inboxes: Sequence[InboxStore] = ()
 
     def __init__(self, handle: Callable[[Delivery], Awaitable[None]] | None = None) -> None:
         self._handle = handle
@@ -254,6 +259,36 @@ async def test_messages_belong_to_nobody_who_started_the_consumer() -> None:
     async with consuming(Deliverer(handle), script):
         await script.until(1)
     assert seen == ["nobody"]
+
+
+class Inbox:
+    """Counts how often it is told to forget; fails the first time."""
+
+    retention = timedelta(days=1)
+
+    def __init__(self) -> None:
+        self.cleaned = 0
+
+    async def record(self, *_: object) -> bool:
+        raise NotImplementedError
+
+    async def validate_schema(self) -> None:
+        raise NotImplementedError
+
+    async def clean(self, limit: int, /) -> int:
+        self.cleaned += 1
+        if self.cleaned == 1:
+            raise BrokenPipeError
+        return limit
+
+
+async def test_inboxes_are_cleaned_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    """What nobody forgets fills the disk."""
+    mediator, inbox = Deliverer(), Inbox()
+    mediator.inboxes = (inbox,)
+    async with consuming(mediator, Script(), clean_every=0.001):
+        await eventually(lambda: inbox.cleaned >= 3)
+    assert "consumer: an inbox cannot be cleaned (BrokenPipeError)" in caplog.messages
 
 
 # -- stopping ----------------------------------------------------------------------------------------------------------
@@ -516,6 +551,7 @@ async def test_a_subscription_that_raises_where_it_should_answer_loses_nothing()
         ({"concurrency": 0}, "concurrency=0"),
         ({"read_ahead": -1}, "read_ahead=-1"),
         ({"grace": -1}, "grace=-1"),
+        ({"clean_every": 0}, "clean_every=0"),
         ({"unknown": "drop"}, "unknown='drop'"),
     ],
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakSet
 
 from pipeline_mediator.errors import ConfigurationError, MissingExtraError, SchemaError, name_of
 
@@ -12,7 +13,7 @@ try:
     from sqlalchemy import Column, Double, Index, Integer, LargeBinary, Table, Text, bindparam, delete, select, text
     from sqlalchemy.dialects import mysql, postgresql, sqlite
     from sqlalchemy.exc import DBAPIError
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 except ModuleNotFoundError as error:  # pragma: no cover - shown in a subprocess
     if error.name is None or error.name.partition(".")[0] != "sqlalchemy":
         raise
@@ -21,8 +22,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - shown in a subprocess
 from pipeline_mediator.databases import Timestamp, differences, missing_from, seconds_ago
 
 if TYPE_CHECKING:
-    from sqlalchemy import CursorResult, Dialect, Executable, Insert, MetaData
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy import CursorResult, Dialect, Engine, Executable, Insert, MetaData
 
 __all__ = ["SQLAlchemyInbox", "inbox_table"]
 
@@ -61,7 +61,8 @@ class SQLAlchemyInbox:
         Pipeline(TransactionMiddleware(sessions.begin), InboxMiddleware(inbox), ...)
 
     `retention` has to be longer than anything may redeliver a message: what came again after it would be handled again.
-    Without an engine it records, and cannot clean or validate: for tenants, each with a database of its own.
+    Without an engine it cleans what it has recorded in, and cannot validate: for tenants, each with a database of its
+    own.
 
     A copy that arrives while the first one is being handled waits for it, and holds a connection meanwhile: keep the
     consumer's concurrency below the pool's size. If the first is rolled back while several copies wait, MariaDB and
@@ -77,6 +78,8 @@ class SQLAlchemyInbox:
             raise ConfigurationError(f"SQLAlchemyInbox(retention={retention!r}): nothing would be remembered")
         self.table = table
         self._engine = engine
+        self._engines: WeakSet[Engine] = WeakSet()
+        """Those it has recorded through."""
         self._retention = retention
         values = {"handled_at": seconds_ago(0)}
         # IGNORE also makes a warning of what does not fit, but nothing here has a length that could be exceeded.
@@ -117,24 +120,30 @@ class SQLAlchemyInbox:
 
     async def clean(self, limit: int, /) -> int:
         """Forget at most `limit` messages that are older than the retention, a small batch per transaction."""
+        engines = [AsyncEngine(one) for one in self._engines] if self._engine is None else [self._engine]
         deleted = 0
-        while deleted < limit:
-            size = min(limit - deleted, _BATCH)
-            batch = await self._clean_batch(size)
-            deleted += batch
-            if batch < size:
-                break
+        for engine in engines:
+            while deleted < limit:
+                size = min(limit - deleted, _BATCH)
+                batch = await self._clean_batch(engine, size)
+                deleted += batch
+                if batch < size:
+                    break
         return deleted
 
     async def validate_schema(self) -> None:
         """Raise `SchemaError`, which lists every difference between the table and what this version needs."""
-        async with self._own_engine().connect() as connection:
+        if self._engine is None:
+            raise ConfigurationError(
+                "this SQLAlchemyInbox was made without an engine: it records in the transactions of others, and cannot "
+                "validate its table. Give it one: SQLAlchemyInbox(INBOX, engine)."
+            )
+        async with self._engine.connect() as connection:
             found = await connection.run_sync(differences, self.table)
         if found:
             raise self._schema_error(found)
 
-    async def _clean_batch(self, size: int) -> int:
-        engine = self._own_engine()
+    async def _clean_batch(self, engine: AsyncEngine, size: int) -> int:
         if engine.dialect.name != "sqlite":
             # Above it, MariaDB locks the gaps between rows too, and who inserts there waits.
             engine = engine.execution_options(isolation_level="READ COMMITTED")
@@ -163,21 +172,15 @@ class SQLAlchemyInbox:
         return delete(table).where(table.c.digest.in_(oldest))
 
     def _insert_for(self, resource: AsyncSession | AsyncConnection) -> Insert:
-        bound = resource.get_bind(clause=self.table) if isinstance(resource, AsyncSession) else resource
+        bound: Any = resource.get_bind(clause=self.table) if isinstance(resource, AsyncSession) else resource
         dialect = bound.dialect.name
+        engine: Any = bound.engine
+        self._engines.add(getattr(engine, "sync_engine", engine))
         try:
             return self._inserts[dialect]
         except KeyError:
             known = ", ".join(sorted(self._inserts))
             raise ConfigurationError(f"SQLAlchemyInbox knows {known}, and not {dialect}") from None
-
-    def _own_engine(self) -> AsyncEngine:
-        if self._engine is None:
-            raise ConfigurationError(
-                "this SQLAlchemyInbox was made without an engine: it records in the transactions of others, and cannot "
-                "clean or validate its table. Give it one: SQLAlchemyInbox(INBOX, engine)."
-            )
-        return self._engine
 
     def _schema_error(self, found: list[str]) -> SchemaError:
         return SchemaError(
