@@ -54,6 +54,7 @@ class PublishMiddleware:
         destinations: Mapping[Any, str] | Callable[[type], str | None] | None = None,
     ) -> None:
         self._broker = broker
+        self._destinations = destinations
         self._by_type: dict[type, str] | None = None
         self._by_function: Callable[[type], str | None] = _to_its_wire_name
         if isinstance(destinations, Mapping):
@@ -64,6 +65,10 @@ class PublishMiddleware:
             self._by_function = destinations
         self.message_types: tuple[type, ...] = tuple(self._by_type or ())
         self.resources = (broker,)
+
+    def to(self, broker: MessageBroker) -> PublishMiddleware:
+        """The same destinations, in another broker: in a test, for example."""
+        return PublishMiddleware(broker, self._destinations)
 
     def destination_for(self, message_type: type) -> str | None:
         """Where it sends messages of this type; None for those that it lets pass."""

@@ -140,6 +140,12 @@ class Pipeline(Sequence[Middleware]):
         self._position(anchor)
         return Pipeline(*(middleware for middleware in self._middlewares if not _is(middleware, anchor)))
 
+    def each(self, change: Callable[[Middleware], Middleware], /) -> Pipeline:
+        """With each middleware changed; what `only` and `unless` put around it stays."""
+        return Pipeline(
+            *(one.around(change) if isinstance(one, _Conditional) else change(one) for one in self._middlewares)
+        )
+
     def _position(self, anchor: object) -> int:
         for at, middleware in enumerate(self._middlewares):
             if _is(middleware, anchor):
@@ -175,6 +181,11 @@ class _Conditional:
         self.middleware = middleware
         self._when = when
         self.unconditional = unwrapped(middleware)
+
+    def around(self, change: Callable[[Middleware], Middleware]) -> _Conditional:
+        """The same conditions around what `change` makes of the middleware."""
+        inner = self.middleware
+        return _Conditional(inner.around(change) if isinstance(inner, _Conditional) else change(inner), self._when)
 
     def for_route(self, route: Route) -> Middleware | None:
         return selected_for(self.middleware, route) if self._when(route) else None
