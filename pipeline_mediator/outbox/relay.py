@@ -94,8 +94,8 @@ class OutboxRelay(Service):
                 "OutboxRelay: no OutboxMiddleware stands in the mediator's pipeline; add one, or pass store="
             )
         super().__init__(name, "relay", "nothing is published any more")
-        self._mediator: Publisher = mediator
-        self._store = store
+        self.mediator = mediator
+        self.store = store
         self._settings = Settings(
             name=name,
             batch=batch,
@@ -127,7 +127,7 @@ class OutboxRelay(Service):
 
     async def health(self) -> Health:
         """How much waits in the outbox."""
-        return await self._store.health()
+        return await self.store.health()
 
     async def _serve(self) -> None:
         with self._loop() as loop:
@@ -140,7 +140,7 @@ class OutboxRelay(Service):
     @contextmanager
     def _loop(self) -> Generator[Loop]:
         """A loop that `stop` reaches."""
-        loop = Loop(self._mediator, self._store, self._settings)
+        loop = Loop(self.mediator, self.store, self._settings)
         self._loops.add(loop)
         if self._stopped:
             loop.stop()

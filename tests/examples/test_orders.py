@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import ClientDisconnect
 
 from pipeline_mediator import Codec, Context
-from pipeline_mediator.examples.orders.app import create_app
+from pipeline_mediator.examples.orders.app import create_app, create_for_relay
 from pipeline_mediator.examples.orders.database import create_engine, create_tables
 from pipeline_mediator.examples.orders.errors import OutOfStockError
 from pipeline_mediator.examples.orders.handlers import PlaceOrderHandler
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from starlette.applications import Starlette
 
+    from pipeline_mediator import Mediator
     from tests.servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +156,13 @@ async def test_it_answers_a_client_on_postgresql_and_publishes_to_redis(
     codec = Codec(OrderPlaced, OrderCancelled)
 
     arrived: list[object] = []
-    async with Client.from_url(own_redis.url) as redis, serving(create_app()) as client:
+    async with (
+        Client.from_url(own_redis.url) as redis,
+        serving(create_app()) as client,
+        create_for_relay() as relay,
+        cast("Mediator", relay.mediator),
+        relay,
+    ):
         await walk_through(client)
         last = b"0"
         while len(arrived) < 3:
