@@ -135,7 +135,10 @@ def read_event(body: bytes, content_type: str | None, headers: Mapping[str, str]
     `event.data` is JSON that has not been looked into. Raises `DecodeError`.
     """
     structured = content_type is not None and content_type.lower().startswith("application/cloudevents")
-    attributes = {} if structured else {_PREFIX.sub("", name, count=1): value for name, value in headers.items()}
+    attributes: Mapping[str, str] = {}
+    if not structured:
+        bare = "specversion" in headers
+        attributes = headers if bare else {_PREFIX.sub("", name, count=1): value for name, value in headers.items()}
     if "specversion" in attributes:
         event = _read_binary(body, content_type, attributes)
     elif structured or content_type is None:

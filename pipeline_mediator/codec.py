@@ -250,7 +250,7 @@ class Codec:
             )
 
     def _check_size(self, name: str, body: bytes, headers: Mapping[str, str]) -> None:
-        size = len(body) + sum(len(header) + len(value) for header, value in headers.items())
+        size = len(body) + sum(map(len, headers)) + sum(map(len, headers.values()))
         if size > self._max_size:
             raise MessageTooLargeError(name, size, self._max_size)
 

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from pipeline_mediator.mediator import Mediator
     from pipeline_mediator.requests import Request
 
-__all__ = ["AMBIENT", "Context", "Given", "Kind", "Origin", "Route", "Snapshot", "new_message_id"]
+__all__ = [
+    "AMBIENT",
+    "HOPS",
+    "MAX_HOPS",
+    "Context",
+    "Given",
+    "Kind",
+    "Origin",
+    "Route",
+    "Snapshot",
+    "hops_of",
+    "new_message_id",
+]
 
 R = TypeVar("R")
 
@@ -337,6 +349,18 @@ _NO_FACTS = Snapshot(None, None)
 
 AMBIENT: ContextVar[Context | None] = ContextVar("pipeline_mediator.context", default=None)
 """The message that is being handled; copied into the tasks that its handler starts."""
+
+
+HOPS = "hops"
+"""The header that counts deliveries, each of which caused the next."""
+MAX_HOPS = 32
+_MOST_DIGITS = 4
+
+
+def hops_of(headers: Mapping[str, str]) -> int:
+    """How many deliveries led here; what is no number counts as none."""
+    hops = headers.get(HOPS, "")
+    return int(hops) if hops.isascii() and hops.isdecimal() and len(hops) <= _MOST_DIGITS else 0
 
 
 def new_message_id() -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline_mediator.context import Context
+from pipeline_mediator.context import HOPS, Context, hops_of
 from pipeline_mediator.errors import CodecError, HandlerNotFoundError, UnknownMessageError
+from pipeline_mediator.message_brokers.protocol import Ack, Undecodable
 from pipeline_mediator.requests import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine
 
     from pipeline_mediator.chain import Chain
     from pipeline_mediator.codec import Decoded
@@ -20,14 +21,11 @@ if TYPE_CHECKING:
 
     Walk = Callable[[object, Context | None], Coroutine[Any, Any, Any]]
 
-__all__ = ["HOPS", "MAX_HOPS", "Arrivals", "hops_of"]
+__all__ = ["Arrivals"]
 
 logger = logging.getLogger(__name__)
 
-HOPS: Final = "hops"
-"""The header that counts deliveries, each of which caused the next."""
-MAX_HOPS: Final = 32
-_DIGITS: Final = 4
+_ACK: Final = Ack()
 
 
 class Arrivals:
@@ -80,8 +78,6 @@ class Arrivals:
         await _decide(delivery, context, walk)
 
     async def _walk_refused(self, delivery: Delivery, error: MediatorError) -> None:
-        from pipeline_mediator.message_brokers.protocol import Undecodable
-
         if self._refused is None:
             chain = self._mediator.routes.undecodable()
             self._refused = (chain, self._walker(chain))
@@ -98,10 +94,8 @@ class Arrivals:
         return self._ways[message_type]
 
     def _pass_over(self, delivery: Delivery, why: str) -> None:
-        from pipeline_mediator.message_brokers.protocol import Ack
-
         logger.debug("%s: a message from %s is passed over: %s", delivery.subscription, delivery.destination, why)
-        delivery.outcome = Ack()
+        delivery.outcome = _ACK
 
 
 async def _decide(delivery: Delivery, context: Context, walk: Walk) -> None:
@@ -111,19 +105,7 @@ async def _decide(delivery: Delivery, context: Context, walk: Walk) -> None:
         await walk(context.message, context)
     except BaseException:
         if context.begun_unit is not None and context.begun_unit.committed:
-            _acknowledge(delivery)
+            delivery.outcome = _ACK
         raise
     if delivery.outcome is None:
-        _acknowledge(delivery)
-
-
-def _acknowledge(delivery: Delivery) -> None:
-    from pipeline_mediator.message_brokers.protocol import Ack
-
-    delivery.outcome = Ack()
-
-
-def hops_of(headers: Mapping[str, str]) -> int:
-    """How many deliveries led here; what is no number counts as none."""
-    hops = headers.get(HOPS, "")
-    return int(hops) if hops.isascii() and hops.isdecimal() and len(hops) <= _DIGITS else 0
+        delivery.outcome = _ACK

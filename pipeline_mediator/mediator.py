@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 from pipeline_mediator.chain import flatten
 from pipeline_mediator.concurrency import current_task
 from pipeline_mediator.container import PlainContainer
-from pipeline_mediator.context import AMBIENT, Context, Given, new_message_id
-from pipeline_mediator.deliveries import HOPS, MAX_HOPS, Arrivals, hops_of
+from pipeline_mediator.context import AMBIENT, HOPS, MAX_HOPS, Context, Given, hops_of, new_message_id
 from pipeline_mediator.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline_mediator.codec import Codec, Encoded, Facts
     from pipeline_mediator.container import Container
+    from pipeline_mediator.deliveries import Arrivals
     from pipeline_mediator.inbox.protocol import InboxStore
     from pipeline_mediator.message_brokers.protocol import Delivery
     from pipeline_mediator.outbox.protocol import OutboxStore, Published, Relayed
@@ -107,7 +107,7 @@ class Mediator:
         handle = HandleMiddleware(self.requests, self.events, self.container, self._destination_for)
         self._middlewares: tuple[Middleware, ...] = (*flatten(pipeline), handle)
         self.routes = Routes(self.requests, self.events, self._middlewares, self._register)
-        self._arrivals = Arrivals(self, self._walker)
+        self._arrivals: Arrivals | None = None
         self._sends: dict[type, Enter] = {}
         self._emits: dict[type, Enter] = {}
         self._prepared = False
@@ -305,8 +305,12 @@ class Mediator:
         Raises what the chain raises. The outcome is then what a middleware decided, and None if none did; after a
         commit it is `Ack` whatever was raised.
         """
-        if not self._prepared:
+        if self._arrivals is None:
+            # Not at the top: a program that consumes nothing does not load it.
+            from pipeline_mediator.deliveries import Arrivals
+
             self.prepare()
+            self._arrivals = Arrivals(self, self._walker)
         await self._arrivals.walk(delivery, skip_unknown=skip_unknown)
 
     # -- for a relay ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pipeline_mediator import (
     message,
 )
 from pipeline_mediator.codec import Facts
-from pipeline_mediator.deliveries import MAX_HOPS, hops_of
+from pipeline_mediator.context import MAX_HOPS, hops_of
 from pipeline_mediator.errors import (
     ConfigurationError,
     DecodeError,

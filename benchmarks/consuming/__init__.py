@@ -1,0 +1,1 @@
+"""Measures consuming beside what one writes by hand, and beside FastStream."""
