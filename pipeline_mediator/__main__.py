@@ -1,4 +1,4 @@
-"""`python -m pipeline_mediator`: the command line."""
+"""`python -m pipeline_mediator`: the command line, as `pipeline-mediator` runs it."""
 
 import sys
 

@@ -73,11 +73,19 @@ def test_the_stack_of_the_readme_is_accepted() -> None:
     assert "RedisStreamBroker → orders" in described
 
 
-def test_the_example_of_the_outbox_prints_what_its_page_says() -> None:
-    page = ROOT / "docs" / "outbox.md"
+@pytest.mark.parametrize("name", ["outbox", "consuming"])
+def test_the_example_prints_what_its_page_says(name: str) -> None:
+    page = ROOT / "docs" / f"{name}.md"
     assert run(blocks(page, "python")[0]) == blocks(page, "text")[0]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page: Path) -> None:
     run("\n".join(blocks(page, "python")))
+
+
+def test_the_example_of_the_harness_tells_its_story() -> None:
+    page = ROOT / "docs" / "testing.md"
+    printed = run(blocks(page, "python")[0])
+    # How long it is postponed is left to chance.
+    assert re.sub(r"[\d.]+ s", "1.0 s", printed) == blocks(page, "text")[0]

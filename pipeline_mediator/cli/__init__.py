@@ -1,1 +1,1 @@
-"""The command line; each command is a module that can be called from Python as well."""
+"""The command line: one module per command, and what they share."""

@@ -433,7 +433,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that it says, with exit code 2."""
     assert main(["demo", *arguments]) == 2
     complaint = capsys.readouterr().err
-    assert complaint.startswith("python -m pipeline_mediator: ")
+    assert complaint.startswith("pipeline-mediator: ")
     assert len(complaint.splitlines()) == 1
     assert "secret" not in complaint
     return complaint
@@ -549,10 +549,8 @@ def test_a_missing_postgresql_driver_names_the_extra(
     "arguments", [["--orders", "0"], ["--orders", "many"], ["--seed", "x"], ["--describe", "dot"], []]
 )
 def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["demo", *arguments] if arguments else [])
-    assert ended.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    assert main(["demo", *arguments] if arguments else []) == 2
+    assert "usage:" in capsys.readouterr().err.lower()
 
 
 # -- how it shows ------------------------------------------------------------------------------------------------------
@@ -654,7 +652,7 @@ def test_ctrl_c_stops_it_without_a_trace(tmp_path: Path) -> None:
         _, complaint = process.communicate(timeout=30)
 
     assert process.returncode == 130
-    assert complaint == "python -m pipeline_mediator: stopped\n"
+    assert complaint == "pipeline-mediator: stopped\n"
     assert tables_in(url) == []
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -667,7 +665,7 @@ def test_ctrl_c_ends_the_service_too(tmp_path: Path) -> None:
         _, complaint = process.communicate(timeout=30)
 
     assert process.returncode == 130
-    assert complaint == "python -m pipeline_mediator: stopped\n"
+    assert complaint == "pipeline-mediator: stopped\n"
     assert is_gone(child)
     assert list((tmp_path / "temporary").iterdir()) == []
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from pipeline_mediator.cli.main import main
-
-ROOT = Path(__file__).parents[2]
-SECONDS = 20
-"""That no process of these takes."""
-
-_numbers = count()
+from tests.cli.called import Called
+from tests.cli.processes import SECONDS, read_until, running
 
 SHOP = """
     from pipeline_mediator import Mediator
@@ -84,27 +74,14 @@ SHOP = """
         broker.refuse = lambda _: BrokerUnavailableError("nobody is at home")
         return await create_mediator()
 
+    def create_relay():
+        from pipeline_mediator.outbox import OutboxRelay
+        return OutboxRelay(app.create(), name="settled")
+
     async def create_broken():
         shop.store.broken = ConnectionRefusedError("no database")
         return app.create()
 """
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[[str], str]]:
-    """Writes a module into the current directory, and gives its name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    names: list[str] = []
-
-    def write(text: str) -> str:
-        names.append(f"shop_{next(_numbers)}")
-        (tmp_path / f"{names[-1]}.py").write_text(dedent(text))
-        return names[-1]
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -135,6 +112,29 @@ def test_a_mediator_will_do_and_whatever_makes_one(attribute: str, shop: str, ca
         f"{2 if attribute == 'create_mediator' else 0} messages published; left: 0 pending, 0 waiting, 0 dead"
         in caplog.messages
     )
+
+
+def test_a_relay_will_do_with_the_settings_that_it_has(
+    shop: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+    assert main(["relay", f"{shop}:create_relay", "--drain"]) == 0
+    assert "0 messages published; left: 0 pending, 0 waiting, 0 dead" in caplog.messages
+
+    assert main(["relay", f"{shop}:create_relay", "--batch", "10", "--stop-within", "1"]) == 2
+    assert "is a relay with settings of its own: leave out --batch, --stop-within" in capsys.readouterr().err
+
+
+def test_draining_ends_with_one_document(shop: str, call: Callable[..., Called]) -> None:
+    called = call("relay", f"{shop}:create_mediator", "--drain", "--json")
+    assert called.code == 0
+    left = {"pending": 0, "waiting": 0, "dead": 0, "oldest": 0.0}
+    assert called.document == {"published": 2, "left": left, "signal": None, "forced": False}
+    assert "publishing a" in called.err  # which the application printed
+
+    called = call("relay", f"{shop}:create_unwelcome", "--drain", "--json")
+    assert called.code == 1
+    assert called.document["left"]["pending"] == 2
 
 
 # -- what cannot be done -----------------------------------------------------------------------------------------------
@@ -200,38 +200,8 @@ def test_what_cannot_be_done_is_told(
 # -- a process ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def running(*arguments: str) -> Generator[subprocess.Popen[str]]:
-    """The command as a process, with everything that it says in its output."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline_mediator", "relay", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-    )
-    too_long = threading.Timer(SECONDS, process.kill)
-    too_long.start()
-    with process:
-        try:
-            yield process
-        finally:
-            too_long.cancel()
-            process.kill()
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdout is not None
-    said: list[str] = []
-    for line in process.stdout:
-        said.append(line)
-        if text in line:
-            return
-    pytest.fail(f"it never said {text!r}, but {''.join(said)}")
-
-
 def test_it_runs_until_it_is_told_to_end(shop: str) -> None:
-    with running(f"{shop}:create_mediator") as relay:
+    with running("relay", f"{shop}:create_mediator") as relay:
         read_until(relay, "outbox: relay started")
         read_until(relay, "publishing b")
         relay.send_signal(signal.SIGTERM)
@@ -241,7 +211,7 @@ def test_it_runs_until_it_is_told_to_end(shop: str) -> None:
 
 
 def test_told_twice_it_ends_at_once(shop: str) -> None:
-    with running(f"{shop}:create_hanging", "--stop-within", "60") as relay:
+    with running("relay", f"{shop}:create_hanging", "--stop-within", "60") as relay:
         read_until(relay, "publishing a")
         relay.send_signal(signal.SIGTERM)
         read_until(relay, "the batch at hand is finished")
@@ -250,7 +220,7 @@ def test_told_twice_it_ends_at_once(shop: str) -> None:
 
 
 def test_told_to_end_it_says_what_is_left(shop: str) -> None:
-    with running(f"{shop}:create_hanging", "--drain", "--stop-within", "0") as relay:
+    with running("relay", f"{shop}:create_hanging", "--drain", "--stop-within", "0") as relay:
         read_until(relay, "publishing a")
         relay.send_signal(signal.SIGTERM)
         read_until(relay, "0 messages published; left: 2 pending, 0 waiting, 0 dead")
@@ -258,15 +228,25 @@ def test_told_to_end_it_says_what_is_left(shop: str) -> None:
 
 
 def test_told_to_end_before_it_began_it_ends(shop: str) -> None:
-    with running(f"{shop}:create_slowly") as relay:
+    with running("relay", f"{shop}:create_slowly") as relay:
         read_until(relay, "creating")
         relay.send_signal(signal.SIGTERM)
         assert relay.wait(SECONDS) == 128 + signal.SIGTERM
 
 
 def test_it_begins_without_its_broker(shop: str) -> None:
-    with running(f"{shop}:create_lonely") as relay:
+    with running("relay", f"{shop}:create_lonely") as relay:
         read_until(relay, "nobody is at home")
         read_until(relay, "publishing b")
         relay.send_signal(signal.SIGTERM)
         assert relay.wait(SECONDS) == 0
+
+
+def test_it_says_in_a_document_what_ended_it(shop: str) -> None:
+    with running("relay", f"{shop}:create_mediator", "--json", apart=True) as relay:
+        assert relay.stderr is not None
+        assert any("publishing b" in line for line in relay.stderr)
+        relay.send_signal(signal.SIGINT)
+        said, _ = relay.communicate(timeout=SECONDS)
+        assert relay.returncode == 0
+    assert json.loads(said) == {"signal": "SIGINT", "forced": False}
