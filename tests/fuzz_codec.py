@@ -20,7 +20,7 @@ from uuid import UUID
 atheris: Any = import_module("atheris")
 
 with atheris.instrument_imports(include=["pipeline_mediator"]):
-    from pipeline_mediator import Codec, IntegrationEvent, cloudevents, message, payload, payload_faults  # noqa: F401 - loaded when first needed
+    from pipeline_mediator import Codec, IntegrationEvent, message
     from pipeline_mediator.errors import CodecError
 
     # Loaded when first needed, which would be too late to follow it.
