@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from tests.servers import MariaDBServer, MissingServerError, PostgresServer, RedisServer, Server
+from tests.servers import MariaDBServer, MissingServerError, NatsServer, PostgresServer, RedisServer, Server
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -62,6 +62,13 @@ def mariadb_server() -> Iterator[Running]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def nats_server() -> Iterator[Running]:
+    """A NATS with JetStream for all tests that do not break it: the one at TEST_NATS_URL, else one of our own."""
+    with _running(NatsServer, "TEST_NATS_URL") as server:
+        yield server
+
+
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A Redis that the test may stop, kill and freeze."""
@@ -80,6 +87,13 @@ def own_postgres() -> Iterator[PostgresServer]:
 def own_mariadb() -> Iterator[MariaDBServer]:
     """A MariaDB that the test may stop, kill and freeze."""
     with _owned(MariaDBServer) as server:
+        yield server
+
+
+@pytest.fixture
+def own_nats() -> Iterator[NatsServer]:
+    """A NATS that the test may stop, kill and freeze."""
+    with _owned(NatsServer) as server:
         yield server
 
 

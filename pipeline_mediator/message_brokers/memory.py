@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, ConfigurationError
+from pipeline_mediator.message_brokers.memory_dead_letters import DeadLetters, MemoryDeadLetterQueue
 from pipeline_mediator.message_brokers.memory_queue import Copy, Queue, closed_error
-from pipeline_mediator.message_brokers.protocol import BrokerFeatures, Dead, Delivery, Later
+from pipeline_mediator.message_brokers.protocol import BrokerFeatures, Dead, Later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
-    from pipeline_mediator.message_brokers.protocol import Outgoing
+    from pipeline_mediator.message_brokers.protocol import Delivery, Outgoing
 
 __all__ = ["MemoryBroker", "MemorySubscription"]
-
-_logger = logging.getLogger(__name__)
 
 _FEATURES: Final = BrokerFeatures(system="memory", durable=False, headers=True, ordered_by_key=True)
 
@@ -52,7 +49,7 @@ class MemoryBroker:
         self._capacity = capacity
         self._timeout = timeout
         self._queues: dict[str, Queue] = {}
-        self._dead_letters: deque[Delivery] = deque(maxlen=capacity)
+        self._dead_letters = DeadLetters(capacity)
         self._users = 0
         self._closed = False
 
@@ -63,8 +60,8 @@ class MemoryBroker:
 
     @property
     def dead_letters(self) -> Sequence[Delivery]:
-        """What was given up on, oldest first; `outcome` has the reason."""
-        return tuple(self._dead_letters)
+        """What all subscriptions gave up on, oldest first; `outcome` has the reason."""
+        return tuple(self._dead_letters.deliveries())
 
     def subscribe(self, *destinations: str, name: str) -> MemorySubscription:
         """A subscription to what is published to `destinations` from now on, until it or the broker is closed."""
@@ -139,15 +136,21 @@ class MemoryBroker:
 class MemorySubscription:
     """One consumer group's copy of what is published; see `Subscription`. Made by `MemoryBroker.subscribe`."""
 
-    def __init__(self, queue: Queue, queues: dict[str, Queue], dead_letters: deque[Delivery]) -> None:
+    def __init__(self, queue: Queue, queues: dict[str, Queue], dead_letters: DeadLetters) -> None:
         self._queue = queue
         self._queues = queues
-        self._dead_letters = dead_letters
+        self._letters = dead_letters
+        self._dead_letters = MemoryDeadLetterQueue(queue, dead_letters)
 
     @property
     def name(self) -> str:
         """The consumer group."""
         return self._queue.name
+
+    @property
+    def dead_letters(self) -> MemoryDeadLetterQueue:
+        """What it has given up; of all subscriptions of the broker together the latest `capacity` are kept."""
+        return self._dead_letters
 
     async def receive(self, limit: int, /) -> Sequence[Delivery]:
         """Wait for at least one delivery, and return at most `limit`. Raises `BrokerUnavailableError` once closed."""
@@ -169,22 +172,19 @@ class MemorySubscription:
 
     def _settle(self, delivery: Delivery) -> Exception | None:
         copy = delivery.tag
-        if not isinstance(copy, Copy) or not self._queue.holds(copy) or copy.attempts != delivery.attempt:
+        if not isinstance(copy, Copy) or not self._queue.holds(copy) or copy.delivery is not delivery:
             return BrokerRefusedError(f"message {delivery.message_id} is not out with subscription {self.name!r}")
-        outcome = delivery.outcome or Later()
-        if isinstance(outcome, Later):
+        outcome = delivery.outcome
+        if outcome is None:
+            copy.attempts -= 1
+            self._queue.postpone(copy, anyio.current_time())
+        elif isinstance(outcome, Later):
             self._queue.postpone(copy, anyio.current_time() + outcome.delay)
-            return None
-        if isinstance(outcome, Dead):
-            self._keep(delivery)
-        self._queue.finish(copy)
+        else:
+            if isinstance(outcome, Dead):
+                self._letters.add(delivery, copy.message, outcome.reason)
+            self._queue.finish(copy)
         return None
-
-    def _keep(self, delivery: Delivery) -> None:
-        if len(self._dead_letters) == self._dead_letters.maxlen:
-            lost = self._dead_letters[0]
-            _logger.warning("the oldest dead letter is dropped: message %s of %s", lost.message_id, lost.destination)
-        self._dead_letters.append(delivery)
 
     async def __aenter__(self) -> Self:
         return self

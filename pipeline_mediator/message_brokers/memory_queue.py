@@ -24,12 +24,13 @@ __all__ = ["Copy", "Queue", "closed_error"]
 class Copy:
     """A message in one subscription."""
 
-    __slots__ = ("_done", "attempts", "lost", "message", "subscription")
+    __slots__ = ("_done", "attempts", "delivery", "lost", "message", "subscription")
 
     def __init__(self, message: Outgoing, subscription: str) -> None:
         self.message = message
         self.subscription = subscription
         self.attempts = 0
+        self.delivery: Delivery | None = None
         self.lost = False
         self._done = anyio.Event()
 
@@ -51,7 +52,7 @@ class Copy:
     def hand_over(self) -> Delivery:
         """The next attempt at it."""
         self.attempts += 1
-        return Delivery(
+        self.delivery = Delivery(
             destination=self.message.destination,
             body=self.message.body,
             content_type=self.message.content_type,
@@ -62,6 +63,7 @@ class Copy:
             subscription=self.subscription,
             tag=self,
         )
+        return self.delivery
 
 
 class Signal:
