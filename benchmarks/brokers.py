@@ -1,9 +1,10 @@
-"""Publishing by this library beside the bare client: messages of 1 KiB, 100 at a time or 1000, the two taking turns.
+"""Publishing, and receiving, by this library beside the bare client: messages of 1 KiB, the two taking turns.
 
     python -m benchmarks.brokers [--rounds 15]
 
 Redis is a server of its own, Service Bus the AMQP peer of the tests, in a process of its own; what is not installed is
-left out. The figures say what this library adds to the clients on this machine, not how fast a network or a cloud is.
+left out. Receiving is receiving and completing what was stored before, up to 100 at a time. The figures say what this
+library adds to the clients on this machine, not how fast a network or a cloud is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import multiprocessing
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from statistics import median
 from time import perf_counter
@@ -24,6 +25,7 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
 
 from pipeline_mediator.message_brokers import (
+    Ack,
     AzureMessageBroker,
     MessageBroker,
     Outgoing,
@@ -44,6 +46,8 @@ ATTRIBUTES = {
 }
 Batch = list[Outgoing]
 Publish = Callable[[Batch], Awaitable[object]]
+Consume = Callable[[int], Awaitable[int]]
+"""Receive so many at most, be done with them, and say how many there were."""
 
 
 def batch_of(size: int) -> Batch:
@@ -143,13 +147,54 @@ async def compare_service_bus(rounds: int) -> list[Comparison]:
         service_bus() as address,
         ServiceBusClient.from_connection_string(address) as client,
         client.get_queue_sender("orders") as sender,
+        client.get_queue_receiver("consumed") as receiver,
         AzureMessageBroker(address) as broker,
+        broker.subscribe("consumed") as subscription,
     ):
 
         async def publish(batch: Batch) -> None:
             await sender.send_messages([bare_message(message) for message in batch], timeout=30)
 
-        return [await compare("Azure Service Bus", publish, by(broker), rounds)]
+        async def consume(limit: int) -> int:
+            messages = await receiver.receive_messages(limit, max_wait_time=10)
+            for message in messages:
+                await receiver.complete_message(message)
+            return len(messages)
+
+        async def settle(limit: int) -> int:
+            deliveries = await subscription.receive(limit)
+            for delivery in deliveries:
+                delivery.outcome = Ack()
+            if any(await subscription.settle(deliveries)):
+                raise RuntimeError("not everything was completed")
+            return len(deliveries)
+
+        return [
+            await compare("Azure Service Bus", publish, by(broker), rounds),
+            await compare_consuming("Service Bus, receiving", consume, settle, by(broker), rounds),
+        ]
+
+
+async def compare_consuming(name: str, bare: Consume, ours: Consume, publish: Publish, rounds: int) -> Comparison:
+    comparison = Comparison(f"{name}, 100")
+    batch = [replace(message, destination="consumed") for message in batch_of(100)]
+    for number in range(-1, rounds):
+        turns = [(bare, comparison.bare), (ours, comparison.ours)]
+        for consume, rates in turns if number % 2 else reversed(turns):
+            for _ in range(EACH_TURN // len(batch)):
+                await publish(batch)
+            took = await consuming(consume)
+            if number >= 0:  # the first time connections are opened
+                rates.append(EACH_TURN / took)
+    return comparison
+
+
+async def consuming(consume: Consume) -> float:
+    left = EACH_TURN
+    began = perf_counter()
+    while left:
+        left -= await consume(min(left, 100))
+    return perf_counter() - began
 
 
 def bare_message(message: Outgoing) -> ServiceBusMessage:
@@ -181,6 +226,7 @@ async def service_bus() -> AsyncGenerator[str]:
 def serve(pipe: Connection[str, str]) -> None:
     with AmqpPeer() as peer:
         peer.entity("orders")
+        peer.queue("consumed")
         pipe.send(peer.connection_string)
         pipe.recv()
 

@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("AzureMessageBroker", "azure-servicebus", "azure") from error
 
 from pipeline_mediator.message_brokers.azure_errors import explain, lacks_entity
+from pipeline_mediator.message_brokers.azure_receiver import Access
 from pipeline_mediator.message_brokers.azure_sender import (
     CLOSE_SECONDS,
     EntitySender,
@@ -27,11 +28,14 @@ from pipeline_mediator.message_brokers.azure_sender import (
     closed_error,
     within,
 )
+from pipeline_mediator.message_brokers.azure_subscription import AzureSubscription
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Coroutine, Sequence
     from types import TracebackType
     from typing import Self
+
+    from azure.servicebus.amqp import AmqpAnnotatedMessage
 
     from pipeline_mediator.errors import BrokerError
     from pipeline_mediator.message_brokers.protocol import Outgoing
@@ -46,9 +50,10 @@ _STANDARD_SIZE: Final = 256 * 1024
 
 
 class AzureMessageBroker:
-    """Publishes to queues and topics of Azure Service Bus, at least once, in order per key.
+    """Publishes to queues and topics of Azure Service Bus, at least once, in order per key, and receives from them.
 
         broker = AzureMessageBroker(os.environ["SERVICE_BUS"], entities=("orders",))
+        warehouse = broker.subscribe("orders", "warehouse", sessions=True)
         async with broker:
             ...
 
@@ -124,12 +129,58 @@ class AzureMessageBroker:
 
     async def publish(self, batch: Sequence[Outgoing], /) -> Sequence[Exception | None]:
         """Accepted is what the service answered; see `MessageBroker.publish`."""
+        return await self._send([(message, None) for message in batch])
+
+    def subscribe(
+        self,
+        entity: str,
+        subscription: str | None = None,
+        *,
+        name: str | None = None,
+        sessions: bool = False,
+        max_sessions: int = 8,
+        session_idle: float = 1.0,
+        prefetch: int = 0,
+    ) -> AzureSubscription:
+        """Receive from a queue, or from the subscription of a topic; see `AzureSubscription`.
+
+        Without a `name` its consumer group is called `entity`, or `entity/subscription`. Raises `ConfigurationError`.
+        """
+        if max_sessions < 1 or session_idle <= 0 or prefetch < 0:
+            raise ConfigurationError(
+                f"max_sessions={max_sessions}, session_idle={session_idle}, prefetch={prefetch}: the first two must be "
+                "above 0, the last not below"
+            )
+        path = entity if subscription is None else f"{entity}/{subscription}"
+        access = Access(
+            client=self._client,
+            entity=entity,
+            subscription=subscription,
+            place=self._place(path),
+            timeout=self._limits.timeout,
+            send=self._send,
+            join=self._join,
+            leave=self._leave,
+        )
+        return AzureSubscription(
+            access,
+            name or path,
+            max_sessions=max_sessions if sessions else 0,
+            session_idle=session_idle,
+            prefetch=prefetch,
+        )
+
+    async def _send(
+        self, contents: Sequence[tuple[Outgoing, AmqpAnnotatedMessage | None]]
+    ) -> Sequence[Exception | None]:
+        """Send messages, or what was made of them already."""
+        batch = [message for message, _ in contents]
         if self._closed:
             return [closed_error(self._namespace) for _ in batch]
         publishing = Publishing(len(batch), self._limits.timeout)
         try:
-            for index, message in enumerate(batch):
-                self._put(publishing, index, message)
+            for index, (message, content) in enumerate(contents):
+                self._put(publishing, index, message, content)
             if batch:
                 async with asyncio.timeout_at(publishing.deadline):
                     await publishing.done
@@ -141,10 +192,10 @@ class AzureMessageBroker:
             publishing.done.cancel()  # nobody waits any longer
         return [publishing.answers[index] for index in range(len(batch))]
 
-    def _put(self, publishing: Publishing, index: int, message: Outgoing) -> None:
+    def _put(self, publishing: Publishing, index: int, message: Outgoing, content: AmqpAnnotatedMessage | None) -> None:
         try:
-            content = _content(message)
-            self._sender(message.destination).put(Entry(publishing, index, message, content))
+            entry = Entry(publishing, index, message, content or _content(message))
+            self._sender(message.destination).put(entry)
         except ValueError as error:
             # The client's: an id or a key that is too long, or an entity that this client is not for.
             problem = f"message {message.message_id} cannot go to {message.destination!r}: {error}"
@@ -179,13 +230,19 @@ class AzureMessageBroker:
             if self._users == 0:
                 await self._end()
             raise
-        self._users += 1
-        self._closed = False
+        self._join()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
+        await self._leave()
+
+    def _join(self) -> None:
+        self._users += 1
+        self._closed = False
+
+    async def _leave(self) -> None:
         self._users -= 1
         if self._users == 0:
             self._closed = True

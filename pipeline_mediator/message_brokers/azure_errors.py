@@ -8,7 +8,7 @@ from azure.servicebus import exceptions
 
 from pipeline_mediator.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError
 
-__all__ = ["concerns_content", "explain", "lacks_entity"]
+__all__ = ["concerns_content", "explain", "explain_receiving", "is_of_another_kind", "lacks_entity"]
 
 _NOT_FOUND: Final = 404
 _NOT_AUTHORIZED: Final = frozenset({401, 403})
@@ -27,7 +27,7 @@ _NOT_TAKEN: Final = frozenset(
 )
 
 _UNAVAILABLE: Final[dict[type[Exception], str]] = {
-    exceptions.MessagingEntityDisabledError: "{place} is disabled. Enable it for sending.",
+    exceptions.MessagingEntityDisabledError: "{place} is disabled. Enable it.",
     exceptions.OperationTimeoutError: (
         "{place} did not answer within {timeout:g} s; what was on its way may have arrived all the same. Look whether "
         "the service hangs, is overloaded, or sits behind a firewall that drops packets."
@@ -39,7 +39,7 @@ _UNAVAILABLE: Final[dict[type[Exception], str]] = {
         "{place} takes no more: it is full, or has too many connections. Receive from it, clear its dead letters, or "
         "raise its size."
     ),
-    exceptions.ServiceBusServerBusyError: "{place} is busy, and wants senders to wait.",
+    exceptions.ServiceBusServerBusyError: "{place} is busy, and wants its clients to wait.",
 }
 _UNAVAILABLE[TimeoutError] = _UNAVAILABLE[exceptions.OperationTimeoutError]
 _UNREACHABLE: Final = (
@@ -85,8 +85,46 @@ def _explained(error: Exception, place: str, timeout: float) -> BrokerError:
             f"{place} does not take the message ({condition}); what the service said about it is in this error's cause."
             + hint
         )
+    return _unavailable(error, place, timeout)
+
+
+def _unavailable(error: Exception, place: str, timeout: float) -> BrokerError:
     text = _UNAVAILABLE.get(type(error), _UNREACHABLE)
     return BrokerUnavailableError(text.format(place=place, timeout=timeout, kind=type(error).__name__, error=error))
+
+
+def is_of_another_kind(error: Exception) -> bool:
+    """Whether the service answered that the entity is there, and cannot be received from in this way."""
+    return _condition(error) in _NOT_TAKEN
+
+
+def explain_receiving(error: Exception, place: str, timeout: float) -> BrokerError:
+    """As `explain`, for those who receive."""
+    explained = _explained_receiving(error, place, timeout)
+    if not isinstance(error, TimeoutError):
+        explained.__cause__ = error
+    return explained
+
+
+def _explained_receiving(error: Exception, place: str, timeout: float) -> BrokerError:
+    if lacks_entity(error):
+        return BrokerRefusedError(
+            f"there is no queue or subscription {place}. Create it, or correct its name, its topic's, or the namespace."
+        )
+    if isinstance(error, exceptions.ServiceBusAuthorizationError) or _token_status(error) in _NOT_AUTHORIZED:
+        return BrokerRefusedError(
+            f"{place} refused the credentials, or they do not include the right to receive: the policy of the "
+            "connection string needs Listen, and Send for what is delivered later or again. With Microsoft Entra ID, "
+            "the identity needs the roles Azure Service Bus Data Receiver and Data Sender."
+        )
+    if is_of_another_kind(error):
+        return BrokerRefusedError(
+            f"{place} cannot be received from in this way ({_condition(error)}). A queue or subscription that requires "
+            "sessions needs sessions=True, any other sessions=False, and a topic the name of a subscription."
+        )
+    if isinstance(error, ValueError):
+        return BrokerUnavailableError(f"the link to {place} was closed before it was used ({error})")
+    return _unavailable(error, place, timeout)
 
 
 def _condition(error: Exception) -> str | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from azure.servicebus.aio import ServiceBusClient, ServiceBusSender
+    from azure.servicebus.amqp import AmqpAnnotatedMessage
 
     from pipeline_mediator.message_brokers.protocol import Outgoing
 
@@ -74,7 +75,7 @@ class Entry:
     publishing: Publishing
     index: int
     message: Outgoing
-    content: ServiceBusMessage
+    content: ServiceBusMessage | AmqpAnnotatedMessage
 
     @property
     def wanted(self) -> bool:
@@ -308,7 +309,7 @@ class EntitySender:
 
     async def _transfer(self, entries: Sequence[Entry], batch: ServiceBusMessageBatch | None) -> Exception | None:
         try:
-            content: ServiceBusMessage | ServiceBusMessageBatch = entries[0].content
+            content: ServiceBusMessage | AmqpAnnotatedMessage | ServiceBusMessageBatch = entries[0].content
             if len(entries) > 1:
                 content = batch or await self._batch_of(entries)
             link = self._link or await self._open_link()
