@@ -49,6 +49,7 @@ PUBLIC = {
         "DeadDelivery",
         "DeadLetterQueue",
         "Delivery",
+        "FastStreamBroker",
         "Later",
         "MemoryBroker",
         "MemorySubscription",

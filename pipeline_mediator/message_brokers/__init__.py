@@ -10,6 +10,7 @@ __all__ = [
     "DeadDelivery",
     "DeadLetterQueue",
     "Delivery",
+    "FastStreamBroker",
     "Later",
     "MemoryBroker",
     "MemorySubscription",
@@ -24,6 +25,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pipeline_mediator.message_brokers.azure import AzureMessageBroker
+    from pipeline_mediator.message_brokers.faststream import FastStreamBroker
     from pipeline_mediator.message_brokers.memory import MemoryBroker, MemorySubscription
     from pipeline_mediator.message_brokers.protocol import (
         Ack,
@@ -48,6 +50,7 @@ else:
         __name__,
         {
             "azure": ("AzureMessageBroker",),
+            "faststream": ("FastStreamBroker",),
             "memory": ("MemoryBroker", "MemorySubscription"),
             "protocol": (
                 "Ack",
