@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
+from pipeline_mediator.message_brokers.redis_channels import RedisChannelSubscription
 from pipeline_mediator.message_brokers.redis_client import MAX_MESSAGE_SIZE, RedisClient
 from pipeline_mediator.message_brokers.redis_streams import RedisStreamBroker
 
@@ -25,7 +26,7 @@ _FEATURES: Final = BrokerFeatures(
 
 
 class RedisMessageBroker:
-    """Publishes by Redis Pub/Sub, at most once: a message that nobody listens for is gone.
+    """Publishes by Redis Pub/Sub and listens, at most once: a message that nobody listens for is gone.
 
         broker = RedisMessageBroker("redis://localhost:6379/0")
         async with broker:
@@ -74,6 +75,14 @@ class RedisMessageBroker:
             self._client.explain(reply, message.destination) if isinstance(reply, Exception) else None
             for message, reply in zip(batch, replies, strict=True)
         ]
+
+    def subscribe(self, *channels: str, name: str, capacity: int = 1000) -> RedisChannelSubscription:
+        """What is published to these channels from when it is entered until it is left, at most once.
+
+        `name` is the inbox's, not the server's: two subscriptions of one name both get everything. At most `capacity`
+        messages wait in memory. Raises `ConfigurationError` for a subscription without channel or name.
+        """
+        return RedisChannelSubscription(self._client, channels, prefix=self._prefix, name=name, capacity=capacity)
 
     async def __aenter__(self) -> Self:
         await self._client.enter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,7 @@ with suppress(ImportError):  # the extra brings it along; without it redis-py wo
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["MAX_MESSAGE_SIZE", "RedisClient"]
+__all__ = ["MAX_MESSAGE_SIZE", "RedisClient", "RedisLine", "lacks_group", "says"]
 
 MAX_MESSAGE_SIZE: Final = 512 * 1024 * 1024
 """Bytes; proto-max-bulk-len, unless the server is told otherwise."""
@@ -48,6 +49,14 @@ _PASSING: Final = (
 _PASSING_CODES: Final = ("BUSY", "MISCONF", "NOREPLICAS")
 """Of those that redis-py has no classes for: a script runs too long, a snapshot or log cannot be written, too few
 replicas follow."""
+
+
+_FROM_SCRIPT: Final = re.compile(r".*@user_script: ?\d+: -?", re.DOTALL)
+_CODES: Final = {
+    "NOPERM": exceptions.NoPermissionError,
+    "OOM": exceptions.OutOfMemoryError,
+    "READONLY": exceptions.ReadOnlyError,
+}
 
 
 class RedisClient:
@@ -114,6 +123,22 @@ class RedisClient:
         self._users += 1
         self._closed = False
 
+    def line(self) -> RedisLine:
+        """A connection beside the pool, made when it is first used; whoever asked for it closes it."""
+        pool = self._client.connection_pool
+        settings = {
+            name: value for name, value in pool.connection_kwargs.items() if not name.startswith(("maint_", "oss_"))
+        }
+        settings |= {
+            "decode_responses": False,
+            "health_check_interval": 0,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": self.timeout,
+            "socket_timeout": None,
+        }
+        return RedisLine(self, pool.connection_class(**settings))
+
     async def leave(self) -> None:
         """The last one closes the client."""
         self._users -= 1
@@ -134,15 +159,25 @@ class RedisClient:
         if self._own:
             await self._client.aclose()
 
-    def explain(self, error: Exception, destination: str | None = None) -> BrokerError:
-        """The one place where redis-py's exceptions become ours."""
+    def explain(self, error: Exception, destination: str | None = None, *, reading: str | None = None) -> BrokerError:
+        """The one place where redis-py's exceptions become ours; `reading` is the rights for what is no publishing."""
         if isinstance(error, BrokerError):
             return error
-        refusal = self._refusal(error, "" if destination is None else f" {destination!r}")
+        refusal: str | None
+        if reading is not None and isinstance(error, exceptions.NoPermissionError):
+            what = "" if destination is None else f" from {destination!r}"
+            refusal = f"{self._place} does not let this user consume{what}. Allow it: ACL SETUSER <user> {reading}"
+        else:
+            refusal = self._refusal(error, "" if destination is None else f" {destination!r}")
         explained = BrokerUnavailableError(self._trouble(error)) if refusal is None else BrokerRefusedError(refusal)
         if type(error) is not exceptions.ResponseError:  # its text may quote the command, payload included
             explained.__cause__ = error
         return explained
+
+    @property
+    def place(self) -> str:
+        """Where the server is, without credentials."""
+        return self._place
 
     def _refusal(self, error: Exception, destination: str) -> str | None:
         """Why trying again does not help; None if it may."""
@@ -175,6 +210,89 @@ class RedisClient:
         if isinstance(error, exceptions.ResponseError):
             return f"{place} takes no messages at the moment: {error}"
         return f"{place} cannot be reached, or dropped the connection ({error}). Start it, or correct the address."
+
+
+class RedisLine:
+    """One connection for one user, who waits on it as long as it likes while others publish.
+
+    Replies are as the server gave them: bytes and lists, in the order of its protocol. One call at a time, the others
+    wait; a call that fails or is cancelled costs the connection, and the next one makes another.
+    """
+
+    def __init__(self, client: RedisClient, connection: Any) -> None:
+        self._client = client
+        self._connection = connection
+        self._turn = asyncio.Lock()
+
+    async def execute(self, commands: Sequence[Sequence[Any]], *, seconds: float | None = None) -> list[Any]:
+        """Send all at once; the replies in order, an exception where the server says no.
+
+        `seconds` to wait at most, the client's timeout unless told. Raises `BrokerError`.
+        """
+        try:
+            async with asyncio.timeout(self._client.timeout if seconds is None else seconds), self._turn:
+                return await self._talk(commands)
+        except (exceptions.RedisError, OSError) as error:
+            explained = self._client.explain(error)
+            raise explained from explained.__cause__
+
+    async def read(self, *, seconds: float) -> Any:
+        """The next thing the server says by itself. Raises `TimeoutError`, which costs nothing, and `BrokerError`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._connection.read_response(disable_decoding=True, disconnect_on_error=False)
+        except TimeoutError:
+            raise
+        except (exceptions.RedisError, OSError) as error:
+            await self.close()
+            explained = self._client.explain(error)
+            raise explained from explained.__cause__
+
+    async def close(self) -> None:
+        """Hang up."""
+        with suppress(exceptions.RedisError, OSError):
+            await self._connection.disconnect(nowait=True)
+
+    async def _talk(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        connection = self._connection
+        whole = False
+        try:
+            if not connection.is_connected:
+                await connection.connect()
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            replies = [await self._reply() for _ in commands]
+            whole = not any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies)
+        finally:
+            if not whole:
+                await self.close()
+        return replies
+
+    async def _reply(self) -> Any:
+        try:
+            return await self._connection.read_response(disable_decoding=True)
+        except exceptions.ResponseError as error:
+            return _unwrapped(error)
+
+
+def says(reply: object, *codes: str) -> bool:
+    """Whether the server's answer is an error that begins with one of these."""
+    return isinstance(reply, exceptions.ResponseError) and str(reply).startswith(codes)
+
+
+def lacks_group(reply: object) -> bool:
+    """Whether the stream is gone, or its group; the second code is for whoever waited for entries at that moment."""
+    return says(reply, "NOGROUP", "UNBLOCKED")
+
+
+def _unwrapped(error: exceptions.ResponseError) -> Exception:
+    """What a command inside of a script said; Redis 6.2 puts it at the end of a sentence about the script."""
+    text = str(error)
+    if "ACL failure in script" in text:
+        return exceptions.NoPermissionError(text)
+    if "Error running script" not in text:
+        return error
+    inner = _FROM_SCRIPT.sub("", text)
+    return _CODES.get(inner.partition(" ")[0], exceptions.ResponseError)(inner)
 
 
 def _client(client_or_url: object, owner: str, timeout: float) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from pipeline_mediator.errors import BrokerUnavailableError
+from pipeline_mediator.errors import BrokerUnavailableError, ConfigurationError
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
 from pipeline_mediator.message_brokers.redis_client import MAX_MESSAGE_SIZE, RedisClient
+from pipeline_mediator.message_brokers.redis_scripts import TRIM
+from pipeline_mediator.message_brokers.redis_subscription import RedisStreamSubscription
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Literal, Self
 
     from redis.asyncio import Redis
 
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStreamBroker"]
 
-_Command: TypeAlias = "Sequence[str | bytes]"
+_TRIMMING: Final = " +eval +xinfo +xlen +xpending +xrange +xtrim"
+
+logger = logging.getLogger(__name__)
+
+_Command: TypeAlias = "Sequence[str | bytes | int]"
 
 _FEATURES: Final = BrokerFeatures(
     system="redis", durable=True, headers=True, ordered_by_key=True, max_message_size=MAX_MESSAGE_SIZE
@@ -29,7 +36,7 @@ _FEATURES: Final = BrokerFeatures(
 
 
 class RedisStreamBroker:
-    """Publishes to Redis Streams, at least once, in order per key.
+    """Publishes to Redis Streams and consumes them, at least once, in order per key.
 
         broker = RedisStreamBroker("redis://localhost:6379/0")
         async with broker:
@@ -37,15 +44,17 @@ class RedisStreamBroker:
 
     A destination is the name of a stream (`stream_prefix` goes before it), which is made when it is first written to.
     An entry is the CloudEvent: a field for each of its attributes, under its own name, and the payload in `data`.
+    `subscribe` makes a consumer of a group; `RedisStreamSubscription` says what that promises.
 
     Of one call, what goes to one stream is one transaction of the server (MULTI, XADD for each message, EXEC): all of
     it is there or nothing. So no message follows a refused one of its key, whatever the server refuses: memory full, a
     replica after a failover, missing rights, a name that something else has. If a key goes to two streams, the second
     waits for the first one's answer.
 
-    Nothing is ever trimmed: a stream grows until somebody trims it (XTRIM), so do that behind what its groups have
-    handled. What is accepted survives what the server's persistence survives; set `appendonly yes`, and mind that
-    replicas lag behind.
+    `max_length` bounds the streams that it writes to: every now and then the oldest entries beyond it are deleted, as
+    far as all groups of a stream have read and settled them. So a stream is longer while a group lags, or has none.
+    Without it nothing is ever trimmed. What is accepted survives what the server's persistence survives; set
+    `appendonly yes`, and mind that replicas lag behind.
 
     With a URL the client is the broker's own and never retries; it is closed at the end of the last `async with`. A
     client that is handed over is used as it is and never closed; mind that one which retries, as `Redis(...)` does by
@@ -65,17 +74,22 @@ class RedisStreamBroker:
         client_or_url: Redis | str,
         *,
         stream_prefix: str | None = None,
+        max_length: int | None = None,
         timeout: float = 10.0,
         max_connections: int = 16,
     ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ConfigurationError(f"max_length={max_length}: must be above 0, or None for no bound")
         self._client = RedisClient(
             client_or_url,
             "RedisStreamBroker",
-            "+xadd +multi +exec ~<stream>",
+            "+xadd +multi +exec ~<stream>" + ("" if max_length is None else _TRIMMING),
             timeout=timeout,
             max_connections=max_connections,
         )
         self._prefix = stream_prefix or ""
+        self._max_length = max_length
+        self._added: dict[str, int] = {}
 
     @property
     def features(self) -> BrokerFeatures:
@@ -105,12 +119,59 @@ class RedisStreamBroker:
             if answers[index] is None:
                 streams.setdefault(message.destination, []).append(index)
         blocks = [_block([_entry(self._prefix, part[index]) for index in indices]) for indices in streams.values()]
-        replies = iter(await self._client.execute([command for block in blocks for command in block], until))
+        trims = self._trims(streams)
+        sent = [command for block in blocks for command in block]
+        replies = iter(await self._client.execute([*sent, *trims], until))
         for (destination, indices), block in zip(streams.items(), blocks, strict=True):
             for index, outcome in zip(indices, _outcomes([next(replies) for _ in block]), strict=True):
                 if isinstance(outcome, Exception):
                     answers[index] = self._client.explain(outcome, self._prefix + destination)
+        for command, reply in zip(trims, replies, strict=True):
+            if isinstance(reply, Exception):
+                logger.warning("stream %r was not trimmed: %s", command[3], self._client.explain(reply))
         return answers
+
+    def _trims(self, streams: dict[str, list[int]]) -> list[_Command]:
+        """For those to which so much was added since that it is worth it; each deletes more than that."""
+        if self._max_length is None:
+            return []
+        due: list[_Command] = []
+        for destination, indices in streams.items():
+            added = self._added.pop(destination, 0) + len(indices)
+            if added >= min(500, max(1, self._max_length // 10)):
+                due.append(("EVAL", TRIM, 1, self._prefix + destination, self._max_length))
+            elif len(self._added) < _MOST_COUNTED:
+                self._added[destination] = added
+        return due
+
+    def subscribe(
+        self,
+        *streams: str,
+        name: str,
+        consumer: str | None = None,
+        min_idle: float = 60.0,
+        ordered: bool = False,
+        start: Literal["0", "$"] = "0",
+    ) -> RedisStreamSubscription:
+        """One consumer of the group `name`, for the entries of these streams.
+
+        `min_idle` is in seconds: how long after its death others take over what a consumer had. `ordered=True` keeps a
+        key's order over redelivery, with one consumer at a time for each stream. A group that is new begins with the
+        oldest entry, with `start="$"` with the next one. `consumer` is its name in the group, made up unless told; one
+        that stays from run to run gets at once what the run before had left, and no two processes may share it.
+
+        Raises `ConfigurationError` for a subscription without stream or name.
+        """
+        return RedisStreamSubscription(
+            self._client,
+            streams,
+            prefix=self._prefix,
+            name=name,
+            consumer=consumer,
+            min_idle=min_idle,
+            ordered=ordered,
+            start=start,
+        )
 
     async def __aenter__(self) -> Self:
         await self._client.enter(("MULTI",), ("EXEC",))
@@ -120,6 +181,10 @@ class RedisStreamBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         await self._client.leave()
+
+
+_MOST_COUNTED: Final = 1000
+"""Destinations; beyond that some are trimmed less often."""
 
 
 def _parts(batch: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError
 from pipeline_mediator.message_brokers import Ack, AzureMessageBroker, Dead, Delivery, Later, Outgoing
-from pipeline_mediator.message_brokers.azure_subscription import AzureSubscription
+from pipeline_mediator.message_brokers.azure.subscription import AzureSubscription
 from tests.amqp_peer import AmqpPeer, Queue
 from tests.message_brokers.test_azure_subscription import (
     SECONDS,

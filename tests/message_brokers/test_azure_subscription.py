@@ -21,7 +21,7 @@ from pipeline_mediator.errors import (
     DestinationError,
 )
 from pipeline_mediator.message_brokers import Ack, AzureMessageBroker, Dead, Delivery, Later, Outgoing, Subscription
-from pipeline_mediator.message_brokers.azure_subscription import AzureSubscription
+from pipeline_mediator.message_brokers.azure.subscription import AzureSubscription
 from tests.amqp_peer import AmqpPeer, Queue
 from tests.servers import MissingServerError
 

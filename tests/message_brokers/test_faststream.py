@@ -287,7 +287,7 @@ async def test_a_dead_letter_that_cannot_be_written_leaves_the_message_where_it_
             raise OSError
 
         with monkeypatch.context() as broken:
-            broken.setattr("pipeline_mediator.message_brokers.faststream_nats.Nats.send", full)
+            broken.setattr("pipeline_mediator.message_brokers.faststream.nats.Nats.send", full)
             assert isinstance(await settle(warehouse, delivery, Dead("no")), BrokerUnavailableError)
         assert warehouse.dead_letters is not None
         assert await warehouse.dead_letters.count() == 0

@@ -19,9 +19,9 @@ from faststream.rabbit import RabbitBroker
 
 from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, DestinationError
 from pipeline_mediator.message_brokers.faststream import FastStreamBroker
-from pipeline_mediator.message_brokers.faststream_handler import as_it_is
-from pipeline_mediator.message_brokers.faststream_kafka import Kafka, readable
-from pipeline_mediator.message_brokers.faststream_rabbit import Rabbit
+from pipeline_mediator.message_brokers.faststream.handler import as_it_is
+from pipeline_mediator.message_brokers.faststream.kafka import Kafka, readable
+from pipeline_mediator.message_brokers.faststream.rabbit import Rabbit
 from pipeline_mediator.message_brokers.protocol import Ack, Dead, Later, Outgoing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -15,7 +16,7 @@ from pipeline_mediator.message_brokers.azure.locks import LockedMessages
 from pipeline_mediator.message_brokers.azure.sessions import LockedSessions
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
     from pipeline_mediator.message_brokers.azure.receiver import Access
@@ -118,7 +119,7 @@ class AzureSubscription:
             await self._access.leave()
             raise
         self._locked = locked
-        self._tasks = [asyncio.ensure_future(self._watch(one)) for one in (locked.run(), self._renew(locked))]
+        self._tasks = [asyncio.ensure_future(self._watch(one)) for one in (locked.run, partial(self._renew, locked))]
         return self
 
     async def __aexit__(
@@ -168,9 +169,9 @@ class AzureSubscription:
             except TimeoutError:
                 continue
 
-    async def _watch(self, running: Coroutine[Any, Any, None]) -> None:
+    async def _watch(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await running
+            await run()
         except Exception as error:
             _logger.exception("subscription %r has ended", self._name)
             self._intake.fail(
