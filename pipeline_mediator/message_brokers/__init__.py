@@ -41,8 +41,7 @@ if TYPE_CHECKING:
         Subscription,
         Undecodable,
     )
-    from pipeline_mediator.message_brokers.redis import RedisMessageBroker
-    from pipeline_mediator.message_brokers.redis_streams import RedisStreamBroker
+    from pipeline_mediator.message_brokers.redis import RedisMessageBroker, RedisStreamBroker
 else:
     from pipeline_mediator.lazy import lazy_names
 
@@ -66,7 +65,6 @@ else:
                 "Subscription",
                 "Undecodable",
             ),
-            "redis": ("RedisMessageBroker",),
-            "redis_streams": ("RedisStreamBroker",),
+            "redis": ("RedisMessageBroker", "RedisStreamBroker"),
         },
     )

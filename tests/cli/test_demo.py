@@ -529,8 +529,9 @@ sys.exit(main(["demo", "--orders", "5"]))
 def test_a_missing_redis_client_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("redis_streams", "redis_client"):
-        monkeypatch.delitem(sys.modules, f"pipeline_mediator.message_brokers.{module}", raising=False)
+    package = "pipeline_mediator.message_brokers.redis"
+    for module in [name for name in sys.modules if name.startswith(package)]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.delitem(vars(message_brokers), "RedisStreamBroker", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     complaint = fails(["--redis", "redis://ada:secret@127.0.0.1/0"], capsys)

@@ -162,7 +162,7 @@ async def test_while_the_server_is_away_each_call_says_so(own_redis: RedisServer
 async def test_a_line_that_is_dead_without_a_word_is_noticed(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline_mediator.message_brokers.redis_channels._QUIET", 0.1)
+    monkeypatch.setattr("pipeline_mediator.message_brokers.redis.channels._QUIET", 0.1)
     with Proxy(own_redis.port) as proxy:
         async with (
             RedisMessageBroker(through(proxy), timeout=0.3) as broker,

@@ -12,7 +12,8 @@ import redis.asyncio
 from anyio import to_thread
 
 from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, ConfigurationError
-from pipeline_mediator.message_brokers import Outgoing, RedisMessageBroker, RedisStreamBroker, redis_client
+from pipeline_mediator.message_brokers import Outgoing, RedisMessageBroker, RedisStreamBroker
+from pipeline_mediator.message_brokers.redis import client as redis_client
 from tests.proxy import Proxy
 from tests.redis_view import Client, batch, command, outgoing, through, watching, whole_text
 from tests.servers import RedisServer, Running, free_port

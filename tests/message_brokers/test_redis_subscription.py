@@ -938,7 +938,7 @@ async def test_ordered_more_than_memory_should_hold_waits_without_bodies(broker:
 async def test_ordered_a_postponed_head_comes_again_however_much_waits_behind_it(
     broker: RedisStreamBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline_mediator.message_brokers.redis_membership._MOST_HELD", 300)
+    monkeypatch.setattr("pipeline_mediator.message_brokers.redis.membership._MOST_HELD", 300)
     await broker.publish([outgoing(number, key="a") for number in range(2000)])
     async with broker.subscribe("orders", name="warehouse", ordered=True) as subscription:
         order: list[str | None] = []

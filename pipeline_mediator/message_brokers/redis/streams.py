@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pipeline_mediator.errors import BrokerUnavailableError, ConfigurationError
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
-from pipeline_mediator.message_brokers.redis_client import MAX_MESSAGE_SIZE, RedisClient
-from pipeline_mediator.message_brokers.redis_scripts import TRIM
-from pipeline_mediator.message_brokers.redis_subscription import RedisStreamSubscription
+from pipeline_mediator.message_brokers.redis.client import MAX_MESSAGE_SIZE, RedisClient
+from pipeline_mediator.message_brokers.redis.scripts import TRIM
+from pipeline_mediator.message_brokers.redis.subscription import RedisStreamSubscription
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

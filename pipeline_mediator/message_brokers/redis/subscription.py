@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline_mediator.concurrency import finish
 from pipeline_mediator.errors import BrokerError, ConfigurationError
-from pipeline_mediator.message_brokers.redis_client import lacks_group
-from pipeline_mediator.message_brokers.redis_dead_letters import RedisDeadLetters, Shelf
-from pipeline_mediator.message_brokers.redis_entries import delivery_of
-from pipeline_mediator.message_brokers.redis_keeper import Keeper
-from pipeline_mediator.message_brokers.redis_membership import KEPT, RIGHTS, Membership, now, wait
-from pipeline_mediator.message_brokers.redis_scripts import RELEASE, WAITING
-from pipeline_mediator.message_brokers.redis_settler import Settler
+from pipeline_mediator.message_brokers.redis.client import lacks_group
+from pipeline_mediator.message_brokers.redis.dead_letters import RedisDeadLetters, Shelf
+from pipeline_mediator.message_brokers.redis.entries import delivery_of
+from pipeline_mediator.message_brokers.redis.keeper import Keeper
+from pipeline_mediator.message_brokers.redis.membership import KEPT, RIGHTS, Membership, now, wait
+from pipeline_mediator.message_brokers.redis.scripts import RELEASE, WAITING
+from pipeline_mediator.message_brokers.redis.settler import Settler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from typing import Literal, Self
 
     from pipeline_mediator.message_brokers.protocol import Delivery
-    from pipeline_mediator.message_brokers.redis_client import RedisClient
-    from pipeline_mediator.message_brokers.redis_lanes import Entry, Source
-    from pipeline_mediator.message_brokers.redis_membership import Command
+    from pipeline_mediator.message_brokers.redis.client import RedisClient
+    from pipeline_mediator.message_brokers.redis.lanes import Entry, Source
+    from pipeline_mediator.message_brokers.redis.membership import Command
 
 __all__ = ["RedisStreamSubscription"]
 

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline_mediator.errors import BrokerError, BrokerRefusedError
 from pipeline_mediator.message_brokers.protocol import Ack, Dead, Later
-from pipeline_mediator.message_brokers.redis_client import lacks_group
-from pipeline_mediator.message_brokers.redis_entries import buried
-from pipeline_mediator.message_brokers.redis_lanes import Entry
-from pipeline_mediator.message_brokers.redis_membership import RIGHTS, chunks, now
-from pipeline_mediator.message_brokers.redis_scripts import BURY
+from pipeline_mediator.message_brokers.redis.client import lacks_group
+from pipeline_mediator.message_brokers.redis.entries import buried
+from pipeline_mediator.message_brokers.redis.lanes import Entry
+from pipeline_mediator.message_brokers.redis.membership import RIGHTS, chunks, now
+from pipeline_mediator.message_brokers.redis.scripts import BURY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pipeline_mediator.message_brokers.protocol import Delivery
-    from pipeline_mediator.message_brokers.redis_lanes import Source
-    from pipeline_mediator.message_brokers.redis_membership import Command, Membership
+    from pipeline_mediator.message_brokers.redis.lanes import Source
+    from pipeline_mediator.message_brokers.redis.membership import Command, Membership
 
 __all__ = ["Settler"]
 

@@ -11,15 +11,15 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from pipeline_mediator.errors import DestinationError
-from pipeline_mediator.message_brokers.redis_client import lacks_group, says
-from pipeline_mediator.message_brokers.redis_entries import key_of
-from pipeline_mediator.message_brokers.redis_lanes import Entry, Lanes, Lease, Source
-from pipeline_mediator.message_brokers.redis_scripts import LEAVE, POSTPONE, TAKE, WAITING
+from pipeline_mediator.message_brokers.redis.client import lacks_group, says
+from pipeline_mediator.message_brokers.redis.entries import key_of
+from pipeline_mediator.message_brokers.redis.lanes import Entry, Lanes, Lease, Source
+from pipeline_mediator.message_brokers.redis.scripts import LEAVE, POSTPONE, TAKE, WAITING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from pipeline_mediator.message_brokers.redis_client import RedisClient, RedisLine
+    from pipeline_mediator.message_brokers.redis.client import RedisClient, RedisLine
 
 __all__ = ["KEPT", "RIGHTS", "Command", "Membership", "chunks", "now", "wait"]
 

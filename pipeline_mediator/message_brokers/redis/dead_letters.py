@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline_mediator.message_brokers.redis_entries import dead_delivery, original
+from pipeline_mediator.message_brokers.redis.entries import dead_delivery, original
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline_mediator.message_brokers.protocol import DeadDelivery
-    from pipeline_mediator.message_brokers.redis_client import RedisClient
+    from pipeline_mediator.message_brokers.redis.client import RedisClient
 
 __all__ = ["RedisDeadLetters", "Shelf"]
 

@@ -7,18 +7,18 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline_mediator.errors import BrokerError
-from pipeline_mediator.message_brokers.redis_client import lacks_group
-from pipeline_mediator.message_brokers.redis_entries import as_text, key_of
-from pipeline_mediator.message_brokers.redis_lanes import Entry
-from pipeline_mediator.message_brokers.redis_membership import KEPT, chunks, now, wait
-from pipeline_mediator.message_brokers.redis_scripts import LEASE, RENEW
+from pipeline_mediator.message_brokers.redis.client import lacks_group
+from pipeline_mediator.message_brokers.redis.entries import as_text, key_of
+from pipeline_mediator.message_brokers.redis.lanes import Entry
+from pipeline_mediator.message_brokers.redis.membership import KEPT, chunks, now, wait
+from pipeline_mediator.message_brokers.redis.scripts import LEASE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pipeline_mediator.message_brokers.protocol import Delivery
-    from pipeline_mediator.message_brokers.redis_lanes import Lease, Source
-    from pipeline_mediator.message_brokers.redis_membership import Command, Membership
+    from pipeline_mediator.message_brokers.redis.lanes import Lease, Source
+    from pipeline_mediator.message_brokers.redis.membership import Command, Membership
 
 __all__ = ["Keeper"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from pipeline_mediator.message_brokers.redis_client import RedisClient
+    from pipeline_mediator.message_brokers.redis.client import RedisClient
 
 __all__ = ["RedisChannelSubscription"]
 

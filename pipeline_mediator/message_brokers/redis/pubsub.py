@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
-from pipeline_mediator.message_brokers.redis_channels import RedisChannelSubscription
-from pipeline_mediator.message_brokers.redis_client import MAX_MESSAGE_SIZE, RedisClient
-from pipeline_mediator.message_brokers.redis_streams import RedisStreamBroker
+from pipeline_mediator.message_brokers.redis.channels import RedisChannelSubscription
+from pipeline_mediator.message_brokers.redis.client import MAX_MESSAGE_SIZE, RedisClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline_mediator.message_brokers.protocol import Outgoing
 
-__all__ = ["RedisMessageBroker", "RedisStreamBroker"]
+__all__ = ["RedisMessageBroker"]
 
 _FEATURES: Final = BrokerFeatures(
     system="redis", durable=False, headers=False, ordered_by_key=False, max_message_size=MAX_MESSAGE_SIZE
