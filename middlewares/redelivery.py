@@ -82,7 +82,7 @@ class RedeliveryMiddleware:
 
 def _is_permanent(error: Exception) -> bool:
     """Coming again helps if it helps any of the handlers that failed together."""
+    group: Any = error
     if isinstance(error, ExceptionGroup):
-        group: ExceptionGroup[Exception] = error
-        return all(_is_permanent(one) for one in group.exceptions)
+        return all(map(_is_permanent, group.exceptions))
     return isinstance(error, PermanentError)

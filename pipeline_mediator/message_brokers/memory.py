@@ -9,7 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError, ConfigurationError
 from pipeline_mediator.message_brokers.memory_dead_letters import DeadLetters, MemoryDeadLetterQueue
-from pipeline_mediator.message_brokers.memory_queue import Copy, Queue, closed_error
+from pipeline_mediator.message_brokers.memory_queue import SYSTEM, Copy, Queue, closed_error
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures, Dead, Later
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryBroker", "MemorySubscription"]
 
-_FEATURES: Final = BrokerFeatures(system="memory", durable=False, headers=True, ordered_by_key=True)
+_FEATURES: Final = BrokerFeatures(system=SYSTEM, durable=False, headers=True, ordered_by_key=True)
 
 
 class MemoryBroker:

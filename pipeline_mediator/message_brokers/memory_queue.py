@@ -6,7 +6,7 @@ import math
 from collections import deque
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from pipeline_mediator.message_brokers.protocol import Outgoing
 
-__all__ = ["Copy", "Queue", "closed_error"]
+__all__ = ["SYSTEM", "Copy", "Queue", "closed_error"]
+
+SYSTEM: Final = "memory"
+"""`messaging.system` of the OpenTelemetry conventions."""
 
 
 class Copy:
@@ -62,6 +65,7 @@ class Copy:
             attempt=self.attempts,
             subscription=self.subscription,
             tag=self,
+            system=SYSTEM,
         )
         return self.delivery
 

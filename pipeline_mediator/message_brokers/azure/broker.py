@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("AzureMessageBroker", "azure-servicebus", "azure") from error
 
 from pipeline_mediator.message_brokers.azure.errors import explain, lacks_entity
+from pipeline_mediator.message_brokers.azure.messages import SYSTEM
 from pipeline_mediator.message_brokers.azure.receiver import Access
 from pipeline_mediator.message_brokers.azure.sender import (
     CLOSE_SECONDS,
@@ -115,7 +116,7 @@ class AzureMessageBroker:
         self._users = 0
         self._closed = False
         self._features = BrokerFeatures(
-            system="servicebus",
+            system=SYSTEM,
             durable=True,
             headers=True,
             ordered_by_key=True,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from azure.servicebus import ServiceBusReceivedMessage
 
-__all__ = ["addressee", "copy_of", "delivery_of", "outgoing_of", "reason_of"]
+__all__ = ["SYSTEM", "addressee", "copy_of", "delivery_of", "outgoing_of", "reason_of"]
+
+SYSTEM: Final = "servicebus"
+"""`messaging.system` of the OpenTelemetry conventions."""
 
 _ATTEMPTS: Final = "pipeline_mediator_attempts"
 """How often the message was handled before this copy of it was sent."""
@@ -45,6 +48,7 @@ def delivery_of(message: ServiceBusReceivedMessage, destination: str, subscripti
         key=_optional_text(message.session_id) or _optional_text(message.partition_key),
         attempt=_number(properties.get(_ATTEMPTS)) + (message.delivery_count or 0) + 1,
         subscription=subscription,
+        system=SYSTEM,
     )
 
 

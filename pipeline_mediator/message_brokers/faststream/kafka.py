@@ -141,6 +141,7 @@ class KafkaConsuming:
             key=headers.get("partitionkey", key),
             attempt=1,
             subscription=self._name,
+            system=_FEATURES.system,
         )
         return Held(raw, (record.topic, record.partition, record.offset), record.offset, delivery, now)
 

@@ -216,6 +216,7 @@ class NatsConsuming:
             key=headers.get("partitionkey"),
             attempt=metadata.num_delivered,
             subscription=self._name,
+            system=_FEATURES.system,
         )
         identity = (metadata.stream, metadata.sequence.stream)
         return Held(raw, identity, metadata.sequence.stream, delivery, now)
@@ -367,6 +368,7 @@ class NatsDeadLetters:
             key=headers.get("partitionkey"),
             attempt=int(attempt) if attempt.isdecimal() else 1,
             subscription=self._name,
+            system=_FEATURES.system,
         )
         return DeadDelivery(str(raw.seq), delivery, reason, _time(died))
 

@@ -165,6 +165,7 @@ class RabbitConsuming:
             key=headers.get("partitionkey"),
             attempt=1 + (delivered if isinstance(delivered, int) else bool(message.redelivered)),
             subscription=self._name,
+            system=_FEATURES.system,
         )
         place = int(message.delivery_tag or 0)
         return Held(raw, (id(message.channel), place), place, delivery, now)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline_mediator.concurrency import finish
 from pipeline_mediator.errors import BrokerRefusedError, ConfigurationError
 from pipeline_mediator.message_brokers.protocol import Dead, Delivery, Later
+from pipeline_mediator.message_brokers.redis.entries import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,7 +154,9 @@ class RedisChannelSubscription:
         heard = self._ready.popleft()
         heard.attempts += 1
         self._out += 1
-        delivery = Delivery(heard.channel, heard.body, None, {}, None, None, heard.attempts, self._name, tag=heard)
+        delivery = Delivery(
+            heard.channel, heard.body, None, {}, None, None, heard.attempts, self._name, tag=heard, system=SYSTEM
+        )
         heard.out = delivery
         return delivery
 

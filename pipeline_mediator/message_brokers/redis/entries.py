@@ -10,7 +10,10 @@ from pipeline_mediator.message_brokers.protocol import DeadDelivery, Delivery
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["as_text", "buried", "dead_delivery", "delivery_of", "key_of", "original"]
+__all__ = ["SYSTEM", "as_text", "buried", "dead_delivery", "delivery_of", "key_of", "original"]
+
+SYSTEM: Final = "redis"
+"""`messaging.system` of the OpenTelemetry conventions."""
 
 Fields: TypeAlias = "Sequence[bytes]"
 
@@ -51,6 +54,7 @@ def delivery_of(fields: Fields, destination: str, subscription: str, attempt: in
         attempt,
         subscription,
         tag=tag,
+        system=SYSTEM,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
 from pipeline_mediator.message_brokers.redis.channels import RedisChannelSubscription
 from pipeline_mediator.message_brokers.redis.client import MAX_MESSAGE_SIZE, RedisClient
+from pipeline_mediator.message_brokers.redis.entries import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["RedisMessageBroker"]
 
 _FEATURES: Final = BrokerFeatures(
-    system="redis", durable=False, headers=False, ordered_by_key=False, max_message_size=MAX_MESSAGE_SIZE
+    system=SYSTEM, durable=False, headers=False, ordered_by_key=False, max_message_size=MAX_MESSAGE_SIZE
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from pipeline_mediator.errors import BrokerUnavailableError, ConfigurationError
 from pipeline_mediator.message_brokers.protocol import BrokerFeatures
 from pipeline_mediator.message_brokers.redis.client import MAX_MESSAGE_SIZE, RedisClient
+from pipeline_mediator.message_brokers.redis.entries import SYSTEM
 from pipeline_mediator.message_brokers.redis.scripts import TRIM
 from pipeline_mediator.message_brokers.redis.subscription import RedisStreamSubscription
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 _Command: TypeAlias = "Sequence[str | bytes | int]"
 
 _FEATURES: Final = BrokerFeatures(
-    system="redis", durable=True, headers=True, ordered_by_key=True, max_message_size=MAX_MESSAGE_SIZE
+    system=SYSTEM, durable=True, headers=True, ordered_by_key=True, max_message_size=MAX_MESSAGE_SIZE
 )
 
 

@@ -35,12 +35,13 @@ class Receiving(BrokerCases):
     async def test_delivery_says_where_it_comes_from_and_that_it_is_the_first_attempt(
         self, transport: Transport
     ) -> None:
-        """The inbox keys by the subscription's name, and dead-lettering counts attempts."""
+        """The inbox keys by the subscription's name, dead-lettering counts attempts, spans name the system."""
         async with subscribed(transport) as (broker, warehouse):
             assert warehouse.name == "warehouse"
             async with sending(self.features, broker, [outgoing(1)]):
                 (delivery,) = await take(self.features, warehouse, 1)
             assert (delivery.destination, delivery.subscription, delivery.attempt) == ("orders", "warehouse", 1)
+            assert delivery.system == broker.features.system
             assert not delivery.lost
 
     async def test_several_destinations_can_be_subscribed_to(self, transport: Transport) -> None:
