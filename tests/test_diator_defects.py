@@ -390,7 +390,7 @@ def peer() -> Iterator[AmqpPeer]:
         pytest.skip(str(error))
     with peer:
         yield peer
-    # The client may leave a connection to the garbage collector, see tests/message_brokers/test_azure.py.
+    # The client may leave a connection to the garbage collector, see tests/message_brokers/azure/conftest.py.
     gc.collect()
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import subprocess
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -33,47 +32,9 @@ from pipeline_mediator.message_brokers import AzureMessageBroker, MessageBroker,
 from pipeline_mediator.messages import message
 from pipeline_mediator.middlewares import PublishMiddleware
 from tests.amqp_peer import AmqpPeer, Entity
-from tests.servers import MissingServerError, free_port
-
-# The client forgets to close a connection that the other side dropped, or that it was told to stop opening. Python
-# closes it when it finds it, and the fixture `peer` sees to that.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning"),
-]
+from tests.servers import free_port
 
 SECONDS = 15.0
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Hurried:
-    """asyncio, with pauses that take a twentieth of their time."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(asyncio, name)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / 20)
-
-
-@pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[AmqpPeer]:
-    # The client sleeps between looks at a link that it opens, and when it closes one: a second for each test.
-    for module in ("_pyamqp.aio._client_async", "aio._base_handler_async", "aio._servicebus_sender_async"):
-        monkeypatch.setattr(f"azure.servicebus.{module}.asyncio", Hurried())
-    try:
-        peer = AmqpPeer()
-    except MissingServerError as error:
-        if os.environ.get("REQUIRE_AZURE") == "1":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    with peer:
-        yield peer
-    gc.collect()
 
 
 @pytest.fixture

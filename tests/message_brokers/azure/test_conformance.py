@@ -2,64 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline_mediator.message_brokers.azure import AzureMessageBroker
 from pipeline_mediator.testing.broker_suite import BrokerSuite, TransportFeatures
 from tests.amqp_peer import AmqpPeer
-from tests.servers import MissingServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pipeline_mediator.message_brokers.protocol import MessageBroker, Subscription
-
-# See test_azure.py.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning"),
-]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Hurried:
-    """asyncio, with pauses that take a twentieth of their time."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(asyncio, name)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / 20)
-
-
-@pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[AmqpPeer]:
-    modules = (
-        "_pyamqp.aio._client_async",
-        "aio._base_handler_async",
-        "aio._servicebus_sender_async",
-        "aio._servicebus_receiver_async",
-    )
-    for module in modules:
-        monkeypatch.setattr(f"azure.servicebus.{module}.asyncio", Hurried())
-    try:
-        peer = AmqpPeer()
-    except MissingServerError as error:
-        if os.environ.get("REQUIRE_AZURE") == "1":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    with peer:
-        yield peer
-    gc.collect()
 
 
 class TopicTransport:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
@@ -23,51 +21,16 @@ from pipeline_mediator.errors import (
 from pipeline_mediator.message_brokers import Ack, AzureMessageBroker, Dead, Delivery, Later, Outgoing, Subscription
 from pipeline_mediator.message_brokers.azure.subscription import AzureSubscription
 from tests.amqp_peer import AmqpPeer, Queue
-from tests.servers import MissingServerError
-
-# See test_azure.py.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning"),
-]
-
-SECONDS = 15.0
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Hurried:
-    """asyncio, with pauses that take a twentieth of their time."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(asyncio, name)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / 20)
-
-
-@pytest.fixture
-def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[AmqpPeer]:
-    modules = (
-        "_pyamqp.aio._client_async",
-        "aio._base_handler_async",
-        "aio._servicebus_sender_async",
-        "aio._servicebus_receiver_async",
-    )
-    for module in modules:
-        monkeypatch.setattr(f"azure.servicebus.{module}.asyncio", Hurried())
-    try:
-        peer = AmqpPeer()
-    except MissingServerError as error:
-        if os.environ.get("REQUIRE_AZURE") == "1":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    with peer:
-        yield peer
-    gc.collect()
+from tests.message_brokers.azure.steps import (
+    SECONDS,
+    ids,
+    proton_message,
+    put,
+    receive,
+    receive_in_spite,
+    settle,
+    until,
+)
 
 
 @pytest.fixture
@@ -84,44 +47,6 @@ def broker(peer: AmqpPeer) -> AzureMessageBroker:
 async def subscription(broker: AzureMessageBroker, orders: Queue) -> AsyncIterator[AzureSubscription]:
     async with broker.subscribe("orders", name="warehouse") as subscription:
         yield subscription
-
-
-def proton_message(number: int, key: str | None = None, **facts: Any) -> Any:
-    proton: Any = import_module("proton")
-    facts = {"inferred": True, "id": f"id-{number}", "group_id": key, **facts}
-    return proton.Message(body=facts.pop("body", b"body %d" % number), **facts)
-
-
-def put(peer: AmqpPeer, queue: Queue, *numbers: int, key: str | None = None) -> None:
-    peer.put(queue, *[proton_message(number, key) for number in numbers])
-
-
-async def receive(subscription: AzureSubscription, count: int) -> list[Delivery]:
-    """So many, in the order in which they come."""
-    deliveries: list[Delivery] = []
-    async with asyncio.timeout(SECONDS):
-        while len(deliveries) < count:
-            deliveries += await subscription.receive(count - len(deliveries))
-    return deliveries
-
-
-async def settle(subscription: AzureSubscription, deliveries: Sequence[Delivery], outcome: Any) -> Any:
-    for delivery in deliveries:
-        delivery.outcome = outcome
-    return await subscription.settle(deliveries)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    """Wait for what the peer learns from the network, or does in time."""
-    for _ in range(1_500):
-        if happened():
-            return
-        await asyncio.sleep(0.01)
-    raise TimeoutError
-
-
-def ids(deliveries: Sequence[Delivery]) -> list[str | None]:
-    return [delivery.message_id for delivery in deliveries]
 
 
 # What is received
@@ -497,16 +422,6 @@ async def test_a_dropped_connection_is_replaced(peer: AmqpPeer, subscription: Az
     # What was received over the old connection is settled over the new one.
     assert await settle(subscription, first + second, Ack()) == [None, None]
     assert sorted(orders.settled) == [("complete", "id-1"), ("complete", "id-2")]
-
-
-async def receive_in_spite(subscription: AzureSubscription) -> list[Delivery]:
-    """As a consumer does: again, after a pause, while the service is away."""
-    for _ in range(20):
-        try:
-            return await receive(subscription, 1)
-        except BrokerUnavailableError:
-            await asyncio.sleep(0.05)
-    raise TimeoutError
 
 
 async def test_a_detached_link_is_replaced(peer: AmqpPeer, subscription: AzureSubscription, orders: Queue) -> None:

@@ -12,25 +12,12 @@ from pipeline_mediator.errors import BrokerRefusedError, BrokerUnavailableError
 from pipeline_mediator.message_brokers import Ack, AzureMessageBroker, Dead, Delivery, Later, Outgoing
 from pipeline_mediator.message_brokers.azure.subscription import AzureSubscription
 from tests.amqp_peer import AmqpPeer, Queue
-from tests.message_brokers.test_azure_subscription import (
-    SECONDS,
-    anyio_backend,
-    broker,
-    ids,
-    peer,
-    put,
-    receive,
-    receive_in_spite,
-    settle,
-    until,
-)
+from tests.message_brokers.azure.steps import SECONDS, ids, put, receive, receive_in_spite, settle, until
 
-__all__ = ["anyio_backend", "broker", "peer"]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning"),
-]
+@pytest.fixture
+def broker(peer: AmqpPeer) -> AzureMessageBroker:
+    return AzureMessageBroker(peer.connection_string, timeout=SECONDS)
 
 
 @pytest.fixture
