@@ -31,7 +31,8 @@ class TestOnSQLite(OutboxStoreSuite):
             yield database
 
     @pytest.fixture(autouse=True, scope="class")
-    def leave_nothing_to_collect(self) -> Generator[None]:
+    @classmethod
+    def leave_nothing_to_collect(cls) -> Generator[None]:
         yield
         gc.collect()
 
