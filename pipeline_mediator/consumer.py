@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections import deque
 from functools import partial
@@ -126,7 +125,7 @@ class Consumer(Service):
             self._shift.stop(self.grace if grace is None else grace)
 
     async def _serve(self) -> None:
-        self._shift = shift = _Shift(self._deliver, self.concurrency, self._name)
+        self._shift = shift = _Shift(self._deliver, self.concurrency, self.grace, self._name)
         intakes = [
             _Intake(shift, one, self.concurrency + self._ahead, self._pauses, self._name) for one in self.subscriptions
         ]
@@ -167,8 +166,11 @@ async def _on_cancellation(call: Callable[[], None]) -> None:
 class _Shift:
     """One run of a consumer: the workers, and what waits for them."""
 
-    def __init__(self, deliver: Callable[[Delivery], Awaitable[None]], concurrency: int, name: str) -> None:
+    def __init__(
+        self, deliver: Callable[[Delivery], Awaitable[None]], concurrency: int, grace: float, name: str
+    ) -> None:
         self.deliver = deliver
+        self._grace = grace
         self._name = name
         self._workers = [_Worker(self) for _ in range(concurrency)]
         self._ready: deque[tuple[_Intake, Delivery]] = deque()
@@ -189,7 +191,7 @@ class _Shift:
     def fail(self, error: Exception) -> None:
         """Something is wrong that no waiting mends: end, and raise it."""
         self._failure = self._failure or error
-        self.stop(math.inf)
+        self.stop(self._grace)
 
     def raise_failure(self) -> None:
         """What ended it."""

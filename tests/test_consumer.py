@@ -497,6 +497,21 @@ async def test_what_no_waiting_mends_ends_the_consumer_and_is_raised(error: Exce
     assert right.out == set()
 
 
+async def test_one_that_ends_the_consumer_gives_the_others_their_time_and_no_more() -> None:
+    async def handle(_: Delivery) -> None:
+        await anyio.sleep_forever()
+
+    class Wrong(Script):
+        async def __aenter__(self) -> Self:
+            await eventually(lambda: right.out)
+            raise DestinationError("no such queue")
+
+    right = Script("a")
+    with anyio.fail_after(SOON), pytest.raises(DestinationError):
+        await Consumer(Deliverer(handle), right, Wrong(name="wrong"), grace=0.01).run()
+    assert right.settled == [("a", None)]
+
+
 async def test_what_could_not_be_settled_is_settled_when_the_broker_is_back(caplog: pytest.LogCaptureFixture) -> None:
     script = Script("a", "b")
     script.answers = [AWAY, AWAY]
