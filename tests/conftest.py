@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+# In a background job of a shell it is ignored from the start, and so it would be by every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 S = TypeVar("S", bound=Server)
 

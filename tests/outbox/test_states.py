@@ -7,6 +7,7 @@ what must be true. Time passes by moving the times in the tables.
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -444,6 +445,10 @@ def _message(row: Row) -> StoredMessage:
     return StoredMessage(name, "OrderPlaced", 1, row.destination, "application/json", b"{}", {"id": name}, row.key)
 
 
+MORE = int(os.environ.get("STATES_MORE", "1"))
+"""How many times as many examples are played: 1 is for every day."""
+
+
 def play(opened: Any, *, park: bool, writers: int, examples: int) -> None:
     with asyncio.Runner() as runner:
         database = runner.run(opened.__aenter__())
@@ -456,7 +461,7 @@ def play(opened: Any, *, park: bool, writers: int, examples: int) -> None:
             run_state_machine_as_test(
                 Opened,
                 settings=settings(
-                    max_examples=examples,
+                    max_examples=examples * MORE,
                     stateful_step_count=50,
                     deadline=None,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -471,14 +476,14 @@ behind_dead_letters = pytest.mark.parametrize("park", [False, True], ids=["block
 
 @behind_dead_letters
 def test_on_sqlite(tmp_path: Path, park: bool) -> None:  # noqa: FBT001 - a parameter
-    play(sqlite(tmp_path / "outbox.db"), park=park, writers=1, examples=50)
+    play(sqlite(tmp_path / "outbox.db"), park=park, writers=1, examples=20)
 
 
 @behind_dead_letters
 def test_on_postgresql(postgres_database: str, park: bool) -> None:  # noqa: FBT001 - a parameter
-    play(postgresql(postgres_database), park=park, writers=2, examples=15)
+    play(postgresql(postgres_database), park=park, writers=2, examples=8)
 
 
 @behind_dead_letters
 def test_on_mariadb(mariadb_database: str, park: bool) -> None:  # noqa: FBT001 - a parameter
-    play(mariadb(mariadb_database), park=park, writers=2, examples=8)
+    play(mariadb(mariadb_database), park=park, writers=2, examples=4)
