@@ -11,7 +11,7 @@ from pipeline_mediator.message_brokers.redis.client import lacks_group
 from pipeline_mediator.message_brokers.redis.entries import as_text, key_of
 from pipeline_mediator.message_brokers.redis.lanes import Entry
 from pipeline_mediator.message_brokers.redis.membership import KEPT, chunks, now, wait
-from pipeline_mediator.message_brokers.redis.scripts import LEASE, RENEW
+from pipeline_mediator.message_brokers.redis.scripts import FROM_THE_DEAD, LEASE, RENEW, WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,6 +36,8 @@ class Keeper:
         self._poll = min(_POLL, membership.min_idle / 4)
         self._renew_at = 0.0
         self._scan_at = 0.0
+        self.claiming = asyncio.Lock()
+        """Held from when the server is asked to give us something until it is known what."""
 
     async def run(self) -> None:
         """Until it is cancelled. What goes wrong is for the next `receive` to raise; it is tried again."""
@@ -102,7 +104,13 @@ class Keeper:
         self._renew_at = sent + member.min_idle / 3
 
     def _lose(self, source: Source, entry_ids: Iterable[bytes]) -> None:
-        for entry_id in entry_ids:
+        ids = [one for one in entry_ids if one in source.held]
+        if ids and source.lease is not None:
+            # Nothing may go on behind it, wherever it is now: look at all that is pending again, in order.
+            logger.warning("entry %s of %r is not ours any more; its order is found anew", as_text(ids[0]), source.key)
+            self._let_go(self._member.served_by(source.lease))
+            return
+        for entry_id in ids:
             entry = source.held.pop(entry_id, None)
             # What is not out is passed over when it is its turn.
             if entry is not None and entry.delivery is not None:
@@ -122,7 +130,9 @@ class Keeper:
         out: list[Delivery] = []
         for source in sources:
             lost = source.held
+            had = source.had or bool(lost)
             source.forget()
+            source.had = had
             source.kept_at = now()
             if source.lease is not None:
                 source.lease.held = source.lease.ready = False
@@ -139,6 +149,8 @@ class Keeper:
         self._member.lanes.forget(sources)
         for delivery in out:
             delivery.lose()
+        if out:
+            self._member.filled.set()  # one that is to be alone may have waited for them
 
     # Turns, where one consumer at a time serves a stream
 
@@ -190,22 +202,30 @@ class Keeper:
             room = member.free_for_what_comes_again()
             if room <= 0 or source.unsure_until is not None or (lease is not None and not lease.held):
                 continue
-            recovering = lease is not None and not lease.ready
-            sent = now()
-            try:
-                (reply,) = await member.ask([member.taking(source, room, source.scan, all_of_it=recovering)])
-            except BrokerError:
-                source.unsure_until = now()
-                raise
-            if lacks_group(reply):
-                await member.make_groups_again()
-                return
-            member.check(source.key, reply)
-            if now() - sent < KEPT * member.min_idle:
-                self._receive_back(source, reply)
-            else:
-                source.unsure_until = now()
+            async with self.claiming:
+                if not await self._claim(source, room):
+                    return
         self._begin_turns()
+
+    async def _claim(self, source: Source, room: int) -> bool:
+        """Whether the group is there."""
+        member = self._member
+        recovering = source.lease is not None and not source.lease.ready
+        sent = now()
+        try:
+            (reply,) = await member.ask([member.taking(source, room, source.scan, all_of_it=recovering)])
+        except (BrokerError, asyncio.CancelledError):
+            source.unsure_until, source.had = now(), True
+            raise
+        if lacks_group(reply):
+            await member.make_groups_again()
+            return False
+        member.check(source.key, reply)
+        if now() - sent < KEPT * member.min_idle:
+            self._receive_back(source, reply)
+        else:
+            source.unsure_until, source.had = now(), True
+        return True
 
     async def _find_again(self) -> None:
         member = self._member
@@ -213,18 +233,18 @@ class Keeper:
             ours = source.lease is None or source.lease.held
             if ours and source.unsure_until is not None and source.unsure_until <= now():
                 await member.find_again(source)
-                source.unsure_until = None
+                source.unsure_until, source.had = None, False
                 member.filled.set()
                 member.room.set()
 
     def _receive_back(self, source: Source, reply: Any) -> None:
         member = self._member
         found, source.scan, after, gone, over = reply
-        for entry_id, fields, attempt, waits in found:
-            if waits:
+        for entry_id, fields, attempt, kind in found:
+            if kind == WAITS:
                 member.lanes.expect(Entry(source, entry_id, None, attempt, key_of(fields)))
             else:
-                member.add(source, entry_id, fields, attempt)
+                member.add_again(source, entry_id, fields, attempt, left=kind == FROM_THE_DEAD)
         if found:
             member.filled.set()
         if after >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Source:
         "dead",
         "destination",
         "doubtful",
+        "had",
         "held",
         "kept_at",
         "key",
@@ -64,6 +66,8 @@ class Source:
         """What was not settled because no answer came; it is tried again, or found when it has been idle."""
         self.unsure_until: float | None = None
         """An answer was lost, with entries perhaps; from then on they can be found. The event loop's time."""
+        self.had = False
+        """Among what is found then may be what was handed over before, by us or by the dead."""
         self.kept_at = 0.0
         """When we last asked to keep it, with success; the event loop's time."""
         self.scan: str | bytes = ""
@@ -79,13 +83,26 @@ class Source:
         self.held = {}
         self.doubtful = set()
         self.unsure_until = None
+        self.had = False
         self.scan = ""
 
 
 class Entry:
     """One entry of a stream in the hands of this consumer."""
 
-    __slots__ = ("attempt", "delivery", "doubtful", "fields", "id", "key", "settled", "source", "waiting")
+    __slots__ = (
+        "alone",
+        "attempt",
+        "counted",
+        "delivery",
+        "doubtful",
+        "fields",
+        "id",
+        "key",
+        "settled",
+        "source",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -100,6 +117,11 @@ class Entry:
         self.fields = fields
         """None while it waits for so long that it is not worth the memory."""
         self.attempt = attempt
+        """How often it was handed over, as far as the server knows."""
+        self.counted = True
+        """With the next time; the server counts what is read for the first time, and nothing else by itself."""
+        self.alone = False
+        """Two processes may have died of it: nothing else is to be out when it is."""
         self.key = key
         self.delivery: Delivery | None = None
         self.settled = False
@@ -162,12 +184,28 @@ class Lanes:
             self._lanes[name] = None
             self._blocked[name] = entry
 
+    @property
+    def head(self) -> Entry | None:
+        """Whose turn it is first."""
+        return self._ready[0] if self._ready else None
+
     def take(self, limit: int) -> Iterator[Entry]:
-        """At most `limit` that may be handed out now."""
+        """At most `limit` that may be handed out now, up to the first that is not counted yet."""
         ready = self._ready
         for _ in range(min(limit, len(ready))):
+            entry = ready.popleft()
+            if not entry.counted:
+                ready.appendleft(entry)
+                return
             self.bodies -= 1
-            yield ready.popleft()
+            yield entry
+
+    def uncounted(self, limit: int) -> list[Entry]:
+        """What of the next `limit` is to be counted: one that is handed out alone, or all before the next such."""
+        if (head := self.head) is not None and head.alone:
+            return [] if head.counted else [head]
+        leading = takewhile(lambda entry: not entry.alone, islice(self._ready, limit))
+        return [entry for entry in leading if not entry.counted]
 
     def present(self, entry: Entry) -> None:
         """An absent one has its fields again."""

@@ -14,10 +14,10 @@ from pipeline_mediator.errors import DestinationError
 from pipeline_mediator.message_brokers.redis.client import lacks_group, says
 from pipeline_mediator.message_brokers.redis.entries import key_of
 from pipeline_mediator.message_brokers.redis.lanes import Entry, Lanes, Lease, Source
-from pipeline_mediator.message_brokers.redis.scripts import LEAVE, POSTPONE, TAKE, WAITING
+from pipeline_mediator.message_brokers.redis.scripts import COUNT, LEAVE, POSTPONE, TAKE, WAITING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from pipeline_mediator.message_brokers.redis.client import RedisClient, RedisLine
 
@@ -39,6 +39,8 @@ _LEAST_AHEAD = 128
 _MOST_HELD = 10_000
 _CHUNK = 500
 _SHORTEST = 0.05
+_SUSPECT = 2
+"""How often an entry was handed over: if the dead have left it then, two processes may have died of it."""
 
 
 class Membership:
@@ -104,12 +106,55 @@ class Membership:
             return self.limit
         return min(self.free() + self.limit, self.limit)
 
-    def add(self, source: Source, entry_id: bytes, fields: list[bytes], attempt: int) -> None:
-        """One that was just read or claimed."""
+    def add(self, source: Source, entry_id: bytes, fields: list[bytes]) -> None:
+        """One that was just read, for the first time."""
         if entry_id not in source.held:
-            entry = source.held[entry_id] = Entry(source, entry_id, fields, attempt, key_of(fields))
+            entry = source.held[entry_id] = Entry(source, entry_id, fields, 1, key_of(fields))
             source.doubtful.discard(entry_id)
             self.lanes.add(entry)
+
+    def add_again(self, source: Source, entry_id: bytes, fields: list[bytes], attempt: int, *, left: bool) -> None:
+        """One that comes again, handed over `attempt` times at most so far; `left` by the dead."""
+        if entry_id not in source.held:
+            entry = source.held[entry_id] = Entry(source, entry_id, fields, attempt, key_of(fields))
+            entry.counted = False
+            # What we ourselves could not settle comes like what the dead have left.
+            entry.alone = left and attempt >= _SUSPECT and entry_id not in source.doubtful
+            source.doubtful.discard(entry_id)
+            self.lanes.add(entry)
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether it is ours still, and not settled."""
+        return entry.source.held.get(entry.id) is entry
+
+    def is_anything_out(self) -> bool:
+        """Whether something that was handed over is not settled."""
+        return any(one.delivery is not None for source in self.sources for one in source.held.values())
+
+    async def count(self, entries: Sequence[Entry]) -> None:
+        """Have the server know that these are about to be handed over, and drop what is not ours any more.
+
+        Done twice, it counts once.
+        """
+        by_source: dict[Source, list[Entry]] = {}
+        for entry in entries:
+            if self.holds(entry):
+                by_source.setdefault(entry.source, []).append(entry)
+            else:
+                entry.counted = True  # passed over when it is its turn
+        parts = [(source, chunk) for source, some in by_source.items() for chunk in chunks(some)]
+        commands: list[Command] = []
+        for source, chunk in parts:
+            words = [word for entry in chunk for word in (entry.id, entry.attempt + 1)]
+            commands.append(("EVAL", COUNT, 1, source.key, self.group, self.consumer, *words))
+        replies = await self.ask(commands) if commands else []
+        for (source, chunk), reply in zip(parts, replies, strict=True):
+            self.check(source.key, reply)
+            for entry in chunk:
+                entry.attempt += 1
+                entry.counted = True
+                if entry.id in reply and self.holds(entry):
+                    del source.held[entry.id]
 
     def served_by(self, lease: Lease) -> list[Source]:
         """The streams of one turn."""
@@ -155,7 +200,7 @@ class Membership:
             raise self.client.explain(reply, place, reading=RIGHTS)
 
     async def find_again(self, source: Source) -> None:
-        """What the server gave us, though the answer that said so was lost; it counts as no further attempt."""
+        """What the server gave us, though the answer that said so was lost."""
         start: bytes = b"-"
         found: list[Any] = [None] * _CHUNK
         while len(found) == _CHUNK:
@@ -168,12 +213,17 @@ class Membership:
             replies = await self.ask([("XRANGE", source.key, one[0], one[0]) for one in unknown]) if unknown else []
             for (entry_id, _, _, attempt), reply in zip(unknown, replies, strict=True):
                 self.check(source.key, reply)
-                if reply:
-                    self.add(source, entry_id, reply[0][1], attempt)
+                if reply and attempt == 1 and not source.had:
+                    self.add(source, entry_id, reply[0][1])
+                elif reply:
+                    self.add_again(source, entry_id, reply[0][1], attempt, left=True)
             start = b"(" + found[-1][0] if found else start
 
-    async def give_back(self, source: Source, out: Collection[bytes] | None) -> None:
-        """All that is ours at the server, for others to have at once; what was not `out` counts as no attempt."""
+    async def give_back(self, source: Source, *, died: bool = False) -> None:
+        """All that is ours at the server, for others to have at once; what was not handed over counts as no attempt.
+
+        `died`: it belongs to one who had our name before us.
+        """
         start: bytes = b"-"
         while True:
             command = ("XPENDING", source.key, self.group, start, "+", _CHUNK, self.consumer)
@@ -181,10 +231,21 @@ class Membership:
             if lacks_group(found) or not found:
                 return
             self.check(source.key, found)
-            words = [word for one in found for word in (one[0], 0 if out is None or one[0] in out else -1)]
+            words: list[Any] = []
+            for entry_id, _, _, attempt in found:
+                words += (entry_id, attempt, -1) if died else self._giving_back(source, entry_id, attempt)
             for reply in await self.line.execute([self.postponing(source, words)]):
                 self.check(source.key, reply)
             start = b"(" + found[-1][0]
+
+    def _giving_back(self, source: Source, entry_id: bytes, attempt: int) -> tuple[bytes, int, int]:
+        entry = source.held.get(entry_id)
+        if entry is not None:
+            out = entry.delivery is not None
+            return (entry_id, entry.attempt - (entry.counted and not out), -1 if entry.alone else 0)
+        doubtful = entry_id in source.doubtful
+        counted = doubtful or (attempt == 1 and not source.had)
+        return (entry_id, attempt - counted, 0 if doubtful or attempt < _SUSPECT else -1)
 
     def taking(self, source: Source, room: int, start: str | bytes, *, all_of_it: bool) -> Command:
         """Claim what is due, and what the dead have left."""
@@ -193,7 +254,7 @@ class Membership:
         return ("EVAL", TAKE, 2, source.key, source.times, *words)
 
     def postponing(self, source: Source, words: Sequence[Any]) -> Command:
-        """Ids and milliseconds in turn; -1 for now, and not counted."""
+        """Ids, counts and milliseconds in turn; -1 for now, as the dead have left it."""
         return ("EVAL", POSTPONE, 2, source.key, source.times, self.group, self.consumer, WAITING, *words)
 
     def leaving(self, source: Source, consumer: str) -> Command:

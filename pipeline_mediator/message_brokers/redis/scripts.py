@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["BURY", "LEASE", "LEAVE", "POSTPONE", "RELEASE", "RENEW", "TAKE", "TRIM", "WAITING"]
+__all__ = [
+    "BURY",
+    "COUNT",
+    "FROM_THE_DEAD",
+    "LEASE",
+    "LEAVE",
+    "POSTPONE",
+    "RELEASE",
+    "RENEW",
+    "TAKE",
+    "TRIM",
+    "WAITING",
+    "WAITS",
+]
 
 WAITING: Final = "~later"
 """The consumer who has the entries that wait for their time; no process has this name."""
@@ -18,20 +31,25 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
+WAITS: Final = 1
+FROM_THE_DEAD: Final = 2
+"""What `TAKE` says of an entry: it waits for its time yet, or whoever had it is gone. Else it is 0."""
+
 TAKE: Final = (
     _NOW
     + """
 -- KEYS stream, times; ARGV group, consumer, waiting, room, idle, from, all
 -- Claim what is due, and from `from` on what nobody has kept for `idle` milliseconds. With all = '1' whatever is
--- pending, in order; what waits for its time is shown then, but not claimed. Answers too what
+-- pending, in order; what waits for its time is shown then, but not claimed. Claiming counts as no delivery.
+-- Answers each with its count, and 1 if it waits, 2 if it was left by the dead (a time of 0 says so, too); then what
 -- was deleted meanwhile, and what somebody settled while it waited.
 local stream, times, group, me, waiting = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local room, from, all = tonumber(ARGV[4]), ARGV[6], ARGV[7] == '1'
 local found, gone, over, cursor, after = {}, {}, {}, '', -1
-local function claim(id, count)
-  local entry = redis.call('XCLAIM', stream, group, me, 0, id)[1]
+local function claim(id, count, kind)
+  local entry = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count)[1]
   if entry then
-    found[#found + 1] = {id, entry[2], count + 1, 0}
+    found[#found + 1] = {id, entry[2], count, kind}
   else
     redis.call('XACK', stream, group, id)
     gone[#gone + 1] = id
@@ -39,10 +57,12 @@ local function claim(id, count)
   redis.call('ZREM', times, id)
 end
 if not all and room > 0 then
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', times, '-inf', now, 'LIMIT', 0, room)) do
+  local due = redis.call('ZRANGEBYSCORE', times, '-inf', now, 'WITHSCORES', 'LIMIT', 0, room)
+  for index = 1, #due, 2 do
+    local id = due[index]
     local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
     if pending and pending[2] == waiting then
-      claim(id, pending[4])
+      claim(id, pending[4], tonumber(due[index + 1]) == 0 and 2 or 0)
     else
       redis.call('ZREM', times, id)
       over[#over + 1] = id
@@ -64,7 +84,8 @@ if from ~= '' then
         found[#found + 1] = {id, entry[2], pending[4], 1}
       end
     elseif all or not due then
-      claim(id, pending[4])
+      local left = pending[2] ~= waiting or due and tonumber(due) == 0
+      claim(id, pending[4], left and 2 or 0)
     end
     if number == batch then
       cursor = '(' .. id
@@ -100,21 +121,34 @@ end
 return lost
 """
 
+COUNT: Final = """
+-- KEYS stream; ARGV group, consumer, then for each an id and how often it will have been handed over, with this time
+-- Answers those that are not this consumer's any more, though they are still there to be handled.
+local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
+local lost = {}
+for index = 3, #ARGV, 2 do
+  local id = ARGV[index]
+  local pending = redis.pcall('XPENDING', stream, group, id, id, 1, me)
+  if pending[1] then
+    redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', ARGV[index + 1], 'JUSTID')
+  elseif #redis.call('XRANGE', stream, id, id) > 0 then
+    lost[#lost + 1] = id
+  end
+end
+return lost
+"""
+
 POSTPONE: Final = (
     _NOW
     + """
--- KEYS stream, times; ARGV group, consumer, waiting, then for each an id and milliseconds, or -1: at once, not counted
+-- KEYS stream, times; ARGV group, consumer, waiting, then for each an id, how often it was handed over, and
+-- milliseconds, or -1: at once, as left by the dead
 local stream, times, group, me, waiting = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
-for index = 4, #ARGV, 2 do
-  local id, delay = ARGV[index], tonumber(ARGV[index + 1])
-  local pending = redis.call('XPENDING', stream, group, id, id, 1, me)[1]
-  if pending then
-    local count = pending[4]
-    if delay < 0 then
-      delay, count = 0, math.max(0, count - 1)
-    end
-    redis.call('ZADD', times, now + delay, id)
-    redis.call('XCLAIM', stream, group, waiting, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+for index = 4, #ARGV, 3 do
+  local id, delay = ARGV[index], tonumber(ARGV[index + 2])
+  if redis.call('XPENDING', stream, group, id, id, 1, me)[1] then
+    redis.call('ZADD', times, delay < 0 and 0 or now + delay, id)
+    redis.call('XCLAIM', stream, group, waiting, 0, id, 'RETRYCOUNT', ARGV[index + 1], 'JUSTID')
   end
 end
 return 1

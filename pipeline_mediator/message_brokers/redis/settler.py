@@ -44,6 +44,9 @@ class Settler:
             if not isinstance(entry, Entry) or entry.delivery is not delivery or delivery.lost:
                 answers[index] = self._not_out(delivery)
                 continue
+            if entry.doubtful and entry.source.held.get(entry.id) is not None:
+                # It was carried out, and only the answer lost: the entry has come again, and is another delivery's.
+                entry.settled = True
             if entry.settled:
                 continue
             outcome = delivery.outcome
@@ -117,12 +120,15 @@ class Settler:
     def _postponement(self, source: Source, deliveries: Sequence[Delivery], indices: Iterable[int]) -> Command:
         words: list[Any] = []
         for index in indices:
+            entry = _entry(deliveries[index])
             outcome = deliveries[index].outcome
-            delay = -1
             if isinstance(outcome, Later):
                 delay = round(max(0.0, min(outcome.delay, _LONGEST_DELAY)) * 1000)
                 self._member.take_at = min(self._member.take_at, now() + delay / 1000)
-            words += [_entry(deliveries[index]).id, delay]
+                words += (entry.id, entry.attempt, delay)
+            else:
+                # It may be what processes die of still: nobody has seen it through.
+                words += (entry.id, entry.attempt - 1, -1 if entry.alone else 0)
         return self._member.postponing(source, words)
 
     def _burial(self, delivery: Delivery) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pipeline_mediator.concurrency import finish
@@ -58,9 +59,13 @@ class RedisStreamSubscription:
     time beside it: one step at the server, by the server's clock, so that a crash anywhere leaves the entry as it was
     or postponed. Dead letters are entries of `{stream}:name:dead`, written and acknowledged in one step.
 
-    A process that dies makes the server count a delivery of what it had read ahead, at most 128 or four times the
-    limit of `receive`. A group or stream that vanishes is made again, from its oldest entry on, with a warning: what
-    was handled may come again, nothing is left out.
+    `attempt` is the server's count, and rises when an entry is handed over; of what was only read, 1 is all that the
+    death of its process counts. What the dead leave with a count of 2 or more is handed over alone: when everything
+    else is settled, and with nothing beside it until it is, too. So a message that processes die of takes no others
+    along, if at least three attempts are allowed.
+
+    A group or stream that vanishes is made again, from its oldest entry on, with a warning: what was handled may come
+    again, nothing is left out.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class RedisStreamSubscription:
         self._keeper = Keeper(self._member)
         self._reader = client.line()
         self._tasks: list[asyncio.Task[None]] = []
+        self._alone: Entry | None = None
         self._begun = self._stopping = False
         self._calls = self._failed_call = 0
 
@@ -143,6 +149,9 @@ class RedisStreamSubscription:
                 if any(source.scan for source in member.sources):
                     member.poke.set()
                 return deliveries
+            if uncounted := self._uncounted(limit):
+                await member.count(uncounted)
+                continue
             if (error := member.error) is not None:
                 member.error = None
                 self._failed_call = self._calls
@@ -166,13 +175,30 @@ class RedisStreamSubscription:
     def _ready(self, limit: int) -> list[Delivery]:
         lanes = self._member.lanes
         deliveries: list[Delivery] = []
-        while len(deliveries) < limit and lanes:
+        if self._is_one_out_alone():
+            return deliveries
+        while len(deliveries) < limit and (head := lanes.head) is not None and head.counted:
+            if head.alone:
+                limit, self._alone = 1, head
             for entry in lanes.take(limit - len(deliveries)):
                 if entry.source.held.get(entry.id) is entry:
                     deliveries.append(self._hand_over(entry))
                 else:
                     lanes.done(entry)
         return deliveries
+
+    def _uncounted(self, limit: int) -> list[Entry]:
+        """What the server is to count before it is handed over; nothing while it has to wait for others."""
+        member = self._member
+        if self._is_one_out_alone():
+            return []
+        entries = member.lanes.uncounted(limit)
+        return [] if entries and entries[0].alone and member.is_anything_out() else entries
+
+    def _is_one_out_alone(self) -> bool:
+        if self._alone is not None and not self._member.holds(self._alone):
+            self._alone = None
+        return self._alone is not None
 
     def _hand_over(self, entry: Entry) -> Delivery:
         delivery = delivery_of(entry.fields or (), entry.source.destination, self.name, entry.attempt, entry)
@@ -216,13 +242,17 @@ class RedisStreamSubscription:
         if self._named:
             # Whoever had this name before us is gone.
             for source in member.sources:
-                await member.give_back(source, None)
+                await member.give_back(source, died=True)
 
     async def _end(self) -> None:
         self._begun = False
         self._stopping = True
         self._member.room.set()
         reader, keeper = self._tasks
+        # What it claims at this moment is known for what it is then, and nothing more is claimed.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._client.timeout / 2):
+                await self._keeper.claiming.acquire()
         keeper.cancel()
         # Cut off, a read might still be given entries, in the name of nobody.
         await asyncio.wait((reader,), timeout=self._block + self._client.timeout / 2)
@@ -243,7 +273,7 @@ class RedisStreamSubscription:
     async def _leave(self) -> None:
         member = self._member
         for source in member.sources:
-            await member.give_back(source, {one.id for one in source.held.values() if one.delivery is not None})
+            await member.give_back(source)
         releases: list[Command] = [("EVAL", RELEASE, 1, lease.key, member.consumer) for lease in member.leases]
         await member.line.execute([*releases, *[member.leaving(source, member.consumer) for source in member.sources]])
 
@@ -309,7 +339,7 @@ class RedisStreamSubscription:
                 source = self._by_key[key]
                 if self._is_our_turn(source, turns[source.key]):
                     for entry_id, fields in entries:
-                        member.add(source, entry_id, fields, 1)
+                        member.add(source, entry_id, fields)
             member.filled.set()
 
     def _be_unsure(self, sources: Sequence[Source], until: float) -> None:

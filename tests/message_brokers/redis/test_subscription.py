@@ -20,6 +20,7 @@ from pipeline_mediator.errors import (
     DestinationError,
 )
 from pipeline_mediator.message_brokers import Ack, Dead, Delivery, Later, Outcome, Outgoing, RedisStreamBroker
+from pipeline_mediator.message_brokers.redis.scripts import COUNT
 from tests.proxy import Proxy
 from tests.redis_view import Client, batch, command, outgoing, through, watching
 from tests.servers import RedisServer
@@ -100,6 +101,10 @@ async def until(condition: Callable[[], bool]) -> None:
 async def pending(url: str, group: str = "warehouse", stream: str = "orders") -> int:
     number: int = (await command(url, "XPENDING", stream, group))["pending"]
     return number
+
+
+def lost(deliveries: Sequence[Delivery]) -> Callable[[], bool]:
+    return lambda: all(one.lost for one in deliveries)
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str | None]:
@@ -1041,6 +1046,330 @@ async def test_ordered_nothing_waits_for_one_that_an_operator_did_away_with(
             seen.append(delivery.message_id)
             await settle(subscription, [delivery], Ack())
     assert "id-0" not in seen
+
+
+# Who dies of what
+
+
+async def until_dead(subscription: Any, poison: str, attempts: int, handled: list[tuple[str | None, int]]) -> bool:
+    """As a consumer does with RedeliveryMiddleware(attempts), until the poison is handled: what came, in `handled`.
+
+    Whether the process died of it; else nothing came any more.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(3 * IDLE):
+                deliveries = await subscription.receive(32)
+        except TimeoutError:
+            return False
+        for delivery in deliveries:
+            if delivery.attempt > attempts:
+                delivery.outcome = Dead("exhausted")
+            elif delivery.message_id == poison:
+                return True
+            else:
+                handled.append((delivery.message_id, delivery.attempt))
+                delivery.outcome = Ack()
+        await settle_as_they_are(subscription, deliveries)
+
+
+async def settle_as_they_are(subscription: Any, deliveries: Sequence[Delivery]) -> None:
+    assert await subscription.settle(deliveries) == [None] * len(deliveries)
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["competing", "ordered"])
+@pytest.mark.parametrize("innocents", [5, 60, 300])
+async def test_beside_a_message_that_processes_die_of_all_others_are_handled(
+    broker: RedisStreamBroker, innocents: int, *, ordered: bool
+) -> None:
+    settings: Any = {"name": "warehouse", "min_idle": IDLE, "ordered": ordered}
+    await broker.publish([outgoing(number, key=f"{number % 40}") for number in range(innocents + 1)])
+    handled: list[tuple[str | None, int]] = []
+    deaths = 0
+    async with asyncio.timeout(40):
+        while True:
+            async with doomed(broker.subscribe("orders", **settings)) as one:
+                if not await until_dead(one, "id-0", 3, handled):
+                    break
+                deaths += 1
+    assert deaths == 3
+    assert sorted({one for one, _ in handled}, key=str) == sorted(f"id-{one}" for one in range(1, innocents + 1))
+    assert max(attempt for _, attempt in handled) <= 3
+    (dead,) = await one.dead_letters.list(400)
+    assert (dead.delivery.message_id, dead.delivery.attempt, dead.reason) == ("id-0", 4, "exhausted")
+
+
+async def holding(subscription: Any, number: int) -> None:
+    """Until it has so many in memory."""
+    await until(lambda: len(subscription._member.sources[0].held) >= number)
+
+
+async def counts(url: str) -> list[int]:
+    async with Client.from_url(url) as client:
+        return [one["times_delivered"] for one in await client.xpending_range("orders", "warehouse", "-", "+", 1000)]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["competing", "ordered"])
+async def test_what_is_claimed_and_not_handed_over_is_not_charged_with_any_number_of_deaths(
+    broker: RedisStreamBroker, own_redis: RedisServer, *, ordered: bool
+) -> None:
+    settings: Any = {"name": "warehouse", "min_idle": IDLE, "ordered": ordered}
+    await broker.publish(batch(40))
+    for attempt in (1, 2, 3):
+        async with doomed(broker.subscribe("orders", **settings)) as one:
+            (first,) = await receive(one, 1)
+            assert (first.message_id, first.attempt) == ("id-0", attempt)
+            await holding(one, 32)
+    assert await counts(own_redis.url) == [3, *[1] * 39]
+    async with broker.subscribe("orders", **settings) as two:
+        (alone,) = await two.receive(50)
+        assert (alone.message_id, alone.attempt) == ("id-0", 4)
+        await settle(two, [alone], Ack())
+        others = await receive(two, 39)
+        assert {one.attempt for one in others} == {2}
+        assert await counts(own_redis.url) == [2] * 39  # before they are handed over
+
+
+async def suspects(broker: RedisStreamBroker, *numbers_and_keys: tuple[int, str | None], **settings: Any) -> None:
+    """Publish these, and have two processes die that had them."""
+    await broker.publish([outgoing(number, key=key) for number, key in numbers_and_keys])
+    for _ in range(2):
+        async with doomed(broker.subscribe("orders", name="warehouse", min_idle=IDLE, **settings)) as one:
+            await receive(one, len({key or str(number) for number, key in numbers_and_keys}))
+
+
+async def test_what_two_processes_died_with_is_handed_over_alone(broker: RedisStreamBroker) -> None:
+    await suspects(broker, (0, None), (1, None), (2, None))
+    await broker.publish([outgoing(number) for number in (3, 4)])
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as subscription:
+        first, second = await receive(subscription, 2)  # the dead ones' are nobody's yet
+        await asyncio.sleep(1.5 * IDLE)
+        await broker.publish([outgoing(5)])
+        await nothing(subscription)
+        await settle(subscription, [first], Ack())
+        await nothing(subscription, 0.1)
+        await settle(subscription, [second], Ack())
+        for number in range(3):
+            (alone,) = await subscription.receive(50)
+            assert (alone.message_id, alone.attempt) == (f"id-{number}", 3)
+            await nothing(subscription, 0.2)
+            await settle(subscription, [alone], Ack())
+        (last,) = await subscription.receive(50)
+        assert (last.message_id, last.attempt) == ("id-5", 1)
+
+
+async def test_ordered_one_that_is_handed_over_alone_holds_its_key_and_everything_else(
+    broker: RedisStreamBroker,
+) -> None:
+    await suspects(broker, (0, "a"), (1, "a"), (2, "b"), ordered=True)
+    await broker.publish(keyed((3, "b"), (4, "c")))
+    order: list[tuple[str | None, int]] = []
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE, ordered=True) as subscription:
+        (head,) = await subscription.receive(50)
+        assert (head.message_id, head.attempt) == ("id-0", 3)
+        await nothing(subscription, 0.2)
+        await settle(subscription, [head], Later(0.5))
+        while len(order) < 5:
+            found = await subscription.receive(50)
+            if ("id-2", 3) not in order:
+                assert ids(found) == ["id-2"]
+            order += [(one.message_id, one.attempt) for one in found]
+            await settle(subscription, found, Ack())
+    # Postponed, it holds its key and nothing else.
+    assert order[0] == ("id-2", 3)
+    assert order[-2:] == [("id-0", 4), ("id-1", 2)]
+    assert sorted(order[1:3]) == [("id-3", 1), ("id-4", 1)]
+
+
+async def test_one_that_was_handed_over_alone_and_is_postponed_comes_again_beside_others(
+    broker: RedisStreamBroker,
+) -> None:
+    await suspects(broker, (0, None))
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as subscription:
+        (alone,) = await receive(subscription, 1)
+        await broker.publish([outgoing(1)])
+        await nothing(subscription)
+        await settle(subscription, [alone], Later(0.1))
+        found = await receive(subscription, 2)
+        assert sorted((one.message_id, one.attempt) for one in found) == [("id-0", 4), ("id-1", 1)]
+
+
+async def test_what_comes_again_by_later_is_never_alone_however_often(broker: RedisStreamBroker) -> None:
+    await broker.publish(batch(2))
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as one:
+        for attempt in (1, 2, 3):
+            found = await receive(one, 2)
+            assert {delivery.attempt for delivery in found} == {attempt}
+            await settle(one, found, Later())
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as two:
+        assert {delivery.attempt for delivery in await receive(two, 2)} == {4}
+
+
+@pytest.mark.parametrize("how", ["given back", "left", "never handed over"])
+async def test_a_stop_in_order_does_not_clear_what_processes_died_with(
+    broker: RedisStreamBroker, own_redis: RedisServer, how: str
+) -> None:
+    await suspects(broker, (0, None), (1, None))
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as one:
+        (alone,) = await receive(one, 1)
+        if how == "given back":
+            await settle(one, [alone], None)
+        elif how == "never handed over":
+            await settle(one, [alone], Ack())
+    assert await counts(own_redis.url) == {"given back": [2, 2], "left": [3, 2], "never handed over": [2]}[how]
+    rest = {"given back": [("id-0", 3), ("id-1", 3)], "left": [("id-0", 4), ("id-1", 3)]}.get(how, [("id-1", 3)])
+    await broker.publish([outgoing(2)])
+    seen: list[tuple[str | None, int]] = []
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as two:
+        while len(seen) <= len(rest):
+            (alone,) = await two.receive(50)
+            if alone.message_id != "id-2":
+                await nothing(two, 0.1)
+            seen.append((alone.message_id, alone.attempt))
+            await settle(two, [alone], Ack())
+    assert sorted(seen) == [*rest, ("id-2", 1)]
+
+
+async def test_who_dies_of_one_that_is_handed_over_alone_takes_nothing_with_it(
+    broker: RedisStreamBroker, own_redis: RedisServer
+) -> None:
+    await suspects(broker, (0, None), (1, None))
+    for attempt in (3, 4, 5):
+        async with doomed(broker.subscribe("orders", name="warehouse", min_idle=IDLE)) as one:
+            (alone,) = await receive(one, 1)
+            assert (alone.message_id, alone.attempt) == ("id-0", attempt)
+            await nothing(one, 0.1)
+    assert await counts(own_redis.url) == [5, 2]
+
+
+async def test_a_name_that_stays_gets_alone_what_two_processes_died_with(broker: RedisStreamBroker) -> None:
+    await broker.publish(batch(2))
+    for attempt in (1, 2):
+        async with doomed(broker.subscribe("orders", name="warehouse", consumer="pod-1")) as one:
+            assert {delivery.attempt for delivery in await receive(one, 2)} == {attempt}
+    async with broker.subscribe("orders", name="warehouse", consumer="pod-1") as again:
+        for number in range(2):
+            (alone,) = await again.receive(50)
+            assert (alone.message_id, alone.attempt) == (f"id-{number}", 3)
+            await nothing(again, 0.2)
+            await settle(again, [alone], Ack())
+
+
+@pytest.mark.parametrize("which", ["what is out before it", "itself"])
+async def test_nothing_waits_for_what_was_lost(broker: RedisStreamBroker, own_redis: RedisServer, which: str) -> None:
+    await suspects(broker, (0, None), (1, None))
+    if which == "what is out before it":
+        await broker.publish([outgoing(2)])
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as subscription:
+        (out,) = await receive(subscription, 1)
+        assert out.message_id == ("id-0" if which == "itself" else "id-2")
+        await asyncio.sleep(1.5 * IDLE)
+        await nothing(subscription, 0.1)
+        entries = await command(own_redis.url, "XRANGE", "orders", "-", "+")
+        taken = entries[0 if which == "itself" else 2][0]
+        await command(own_redis.url, "XACK", "orders", "warehouse", taken)
+        (alone,) = await receive(subscription, 1)
+        assert out.lost
+        assert (alone.message_id, alone.attempt) == ("id-1" if which == "itself" else "id-0", 3)
+
+
+async def test_one_that_was_lost_while_it_waited_to_be_alone_is_passed_over(
+    broker: RedisStreamBroker, own_redis: RedisServer
+) -> None:
+    await suspects(broker, (0, None), (1, None))
+    async with broker.subscribe("orders", name="warehouse", min_idle=IDLE) as subscription:
+        (first,) = await receive(subscription, 1)
+        await holding(subscription, 2)
+        entries = await command(own_redis.url, "XRANGE", "orders", "-", "+")
+        await command(own_redis.url, "XACK", "orders", "warehouse", entries[1][0])
+        await broker.publish([outgoing(2)])
+        await settle(subscription, [first], Ack())
+        assert ids(await receive(subscription, 1)) == ["id-2"]
+
+
+COUNTING = COUNT.encode()[:60]
+"""What no other script begins with."""
+
+
+@pytest.mark.parametrize("action", ["cut", "cut reply"])
+async def test_what_could_not_be_counted_is_not_handed_over_and_counts_once(
+    broker: RedisStreamBroker, own_redis: RedisServer, action: Any
+) -> None:
+    await broker.publish(batch(3))
+    async with broker.subscribe("orders", name="warehouse") as one:
+        await settle(one, await receive(one, 3), Later())
+    with Proxy(own_redis.port) as proxy:
+        async with (
+            RedisStreamBroker(through(proxy), timeout=2) as far,
+            far.subscribe("orders", name="warehouse") as two,
+        ):
+            counting = proxy.when(COUNTING, action)
+            with pytest.raises(BrokerUnavailableError):
+                async with asyncio.timeout(5):
+                    await two.receive(50)
+            await counting.happened()
+            found = await receive(two, 3)
+            assert {one.attempt for one in found} == {2}
+            assert await counts(own_redis.url) == [2] * 3
+
+
+async def test_a_receive_that_is_cancelled_while_it_counts_has_counted_nothing_in_the_end(
+    broker: RedisStreamBroker, own_redis: RedisServer
+) -> None:
+    await broker.publish(batch(3))
+    async with broker.subscribe("orders", name="warehouse") as one:
+        await settle(one, await receive(one, 3), Later())
+    with Proxy(own_redis.port) as proxy:
+        async with (
+            RedisStreamBroker(through(proxy), timeout=2) as far,
+            far.subscribe("orders", name="warehouse") as two,
+        ):
+            counting = proxy.when(COUNTING, "hold")
+            receiving = asyncio.ensure_future(two.receive(50))
+            await counting.happened()
+            receiving.cancel()
+            await asyncio.wait([receiving])
+            proxy.release()
+    assert await counts(own_redis.url) == [1] * 3
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_what_was_claimed_and_the_answer_lost_counts_when_it_is_handed_over(
+    broker: RedisStreamBroker, own_redis: RedisServer, number: int
+) -> None:
+    await broker.publish([outgoing(1)])
+    async with broker.subscribe("orders", name="warehouse") as one:
+        for _ in range(number):
+            await settle(one, await receive(one, 1), Later())
+    with Proxy(own_redis.port) as proxy:
+        async with (
+            RedisStreamBroker(through(proxy), timeout=2) as far,
+            far.subscribe("orders", name="warehouse") as two,
+        ):
+            claiming = proxy.when(b"-- Claim what is due", "cut reply")
+            (delivery,) = await receive(two, 1)
+            await claiming.happened()
+            assert delivery.attempt == number + 1
+            assert await counts(own_redis.url) == [number + 1]
+
+
+async def test_what_was_lost_and_found_again_counts_once_more(
+    broker: RedisStreamBroker, own_redis: RedisServer
+) -> None:
+    await broker.publish(batch(3))
+    with Proxy(own_redis.port) as proxy:
+        async with (
+            RedisStreamBroker(through(proxy), timeout=0.5) as far,
+            far.subscribe("orders", name="warehouse", min_idle=IDLE) as subscription,
+        ):
+            for attempt in (1, 2):
+                found = await receive(subscription, 3)
+                assert {one.attempt for one in found} == {attempt}
+                proxy.stall()
+                await until(lost(found))
+                proxy.release()
+            (alone,) = await receive(subscription, 1)
+            assert alone.attempt == 3
 
 
 # Length
