@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         database=options.database,
         relays=options.relays,
         writers=options.writers,
+        consumers=options.consumers,
         lease=options.lease,
         rate=options.rate,
         logs=options.logs,
@@ -49,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--database", choices=list(KINDS), default="postgresql")
     parser.add_argument("--relays", type=int, default=2, metavar="N", help="processes; default 2")
     parser.add_argument("--writers", type=int, default=2, metavar="N", help="processes; default 2")
-    parser.add_argument("--lease", type=float, default=3.0, metavar="SECONDS", help="of the relays; default 3")
+    parser.add_argument("--consumers", type=int, default=2, metavar="N", help="processes; default 2")
+    parser.add_argument(
+        "--lease", type=float, default=3.0, metavar="SECONDS", help="of relays and consumers; default 3"
+    )
     parser.add_argument("--rate", type=float, default=25.0, help="commands a second of each writer; default 25")
     parser.add_argument("--logs", action="store_true", help="show what the processes printed though all is well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")

@@ -60,7 +60,11 @@ EFFECTS = Table(
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("message_id", String(60)),
+    Column("token", String(80)),
+    Column("account", String(20), nullable=True),
+    Column("place", Integer),
 )
+"""What a consumer did, a row for each time that it did it; ids count up as the handlers write."""
 
 
 @message("faults.moved", key="account")

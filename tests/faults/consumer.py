@@ -1,112 +1,91 @@
-"""A process that reads the streams by hand: the inbox's record and the effect in one transaction, then XACK."""
+"""A consumer process, whose handler fails and dawdles now and then and tells the ledger so."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from zlib import crc32
 
-from redis.exceptions import RedisError, ResponseError
-from sqlalchemy import insert
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from tenacity import wait_random_exponential
 
-from pipeline_mediator.inbox.sqlalchemy import SQLAlchemyInbox
-from tests.faults.application import EFFECTS, INBOX, STREAMS, codec, engine_of
-from tests.faults.life import run_until_told
-from tests.redis_view import Client
+from pipeline_mediator import Consumer
+from pipeline_mediator.message_brokers import RedisStreamBroker
+from tests.faults.application import engine_of
+from tests.faults.consuming import consuming_mediator, subscription_of
+from tests.faults.ledger import Ledger
+from tests.faults.life import end_with_parent, run_until_told
+from tests.faults.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from pipeline_mediator import Context
+    from tests.faults.application import Moved, Noted
 
-    from pipeline_mediator.codec import Codec, Decoded
-    from tests.faults.settings import Settings
-
-__all__ = ["GROUP", "Consumer", "decoded"]
-
-GROUP = "faults"
-MIN_IDLE = 2.0
-"""Seconds after which what another consumer has not acknowledged is taken over; it may be handled twice at a time."""
-
-logger = logging.getLogger(__name__)
+ATTEMPTS = 40
+"""A kill counts as an attempt of all that had been read ahead; nothing here fails for good."""
+GRACE = 5.0
 
 
-def decoded(known: Codec, fields: Mapping[bytes, bytes]) -> Decoded:
-    """The message in an entry of a stream that `RedisStreamBroker` wrote."""
-    attributes = {name.decode(): value.decode() for name, value in fields.items() if name != b"data"}
-    return known.decode(fields[b"data"], attributes["datacontenttype"], attributes)
+class FlakyError(Exception):
+    """Raised by a handler on purpose; it passes."""
 
 
-class Consumer:
-    """Handles each message at least once, and lets it take effect once."""
+class Temper:
+    """What a handler does beside its work, by lot; a message's lot is the same in each attempt and in each run."""
 
-    def __init__(
-        self,
-        client: Any,
-        sessions: async_sessionmaker[AsyncSession],
-        name: str,
-        *,
-        min_idle: float = MIN_IDLE,
-        block: float = 0.5,
-    ) -> None:
-        self._client = client
-        self._sessions = sessions
-        self._name = name
-        self._min_idle = int(min_idle * 1000)
-        self._block = int(block * 1000)
-        self._codec = codec()
-        self._inbox = SQLAlchemyInbox(INBOX)
+    def __init__(self, ledger: Ledger, longest: float) -> None:
+        self._ledger = ledger
+        self._longest = longest
 
-    async def run(self) -> None:
-        """Until it is cancelled, whatever happens to the servers."""
-        while True:
-            try:
-                await self.join()
-                while True:
-                    await self.round()
-            except (TimeoutError, RedisError, SQLAlchemyError, OSError) as error:
-                logger.warning("%s: %s", type(error).__name__, error)
-                await asyncio.sleep(0.2)
+    async def before(self, event: Moved | Noted, context: Context) -> None:
+        delivery, lot = context.delivery.attempt, _lot(event)
+        self._ledger.write(handling=event.token, delivery=delivery, attempt=context.attempt)
+        if lot < 40 and delivery == 1:
+            self._fail(event)
+        if 40 <= lot < 45:
+            await asyncio.sleep(self._longest)
 
-    async def round(self) -> None:
-        """Take over what others left, and read what is new."""
-        async for stream, entry, fields in self._deliveries():
-            await self.handle(decoded(self._codec, fields))
-            await self._client.xack(stream, GROUP, entry)
+    async def after(self, event: Moved | Noted, context: Context) -> None:
+        """When the effect is written; with the error it goes away again."""
+        lot = _lot(event)
+        if (100 <= lot < 140 and context.delivery.attempt == 1) or (200 <= lot < 220 and context.attempt == 1):
+            self._fail(event)
 
-    async def handle(self, event: Decoded) -> None:
-        """The effect in the database, once per message."""
-        async with self._sessions.begin() as session:
-            if await self._inbox.record(session, GROUP, event.source, event.facts.message_id):
-                await session.execute(insert(EFFECTS).values(message_id=event.facts.message_id))
+    def _fail(self, event: Moved | Noted) -> None:
+        self._ledger.write(failed=event.token)
+        raise FlakyError
 
-    async def join(self) -> None:
-        """Make the group, if it is not there."""
-        for stream in STREAMS:
-            try:
-                await self._client.xgroup_create(stream, GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
 
-    async def _deliveries(self) -> AsyncGenerator[tuple[Any, Any, Mapping[bytes, bytes]]]:
-        for stream in STREAMS:
-            # Two or three parts, by the version of the server.
-            claimed = await self._client.xautoclaim(stream, GROUP, self._name, self._min_idle, count=100)
-            for entry, fields in claimed[1]:
-                yield stream, entry, fields
-        fresh = await self._client.xreadgroup(
-            GROUP, self._name, dict.fromkeys(STREAMS, ">"), count=100, block=self._block
-        )
-        for stream, delivered in fresh or ():
-            for entry, fields in delivered:
-                yield stream, entry, fields
+def _lot(event: Moved | Noted) -> int:
+    """Of a thousand."""
+    return crc32(event.token.encode()) % 1000
+
+
+def consumer() -> Consumer:
+    """What `python -m pipeline_mediator consume` serves."""
+    end_with_parent()
+    return _consumer(*Settings.of_this_process())
+
+
+def _consumer(settings: Settings, name: str) -> Consumer:
+    engine = engine_of(settings.database)
+    # There, whoever writes keeps everybody else from it.
+    alone = engine.dialect.name == "sqlite"
+    temper = Temper(Ledger(settings.ledger, name), 0.2 if alone else 1.5 * settings.lease)
+    broker = RedisStreamBroker(settings.redis, timeout=settings.lease)
+    mediator = consuming_mediator(engine, broker, before=temper.before, after=temper.after, attempts=ATTEMPTS)
+    return Consumer(
+        mediator,
+        subscription_of(broker, settings.lease),
+        concurrency=1 if alone else 8,
+        grace=GRACE,
+        pauses=wait_random_exponential(multiplier=0.2, max=2.0),
+        name=name,
+    )
 
 
 async def consume(settings: Settings, name: str) -> None:
-    engine = engine_of(settings.database)
-    client: Any = Client.from_url(settings.redis, socket_timeout=3.0, socket_connect_timeout=3.0)
-    await Consumer(client, async_sessionmaker(engine, expire_on_commit=False), name).run()
+    """The same by the consumer's own interface; where it is cancelled, the command line tells it to stop."""
+    await _consumer(settings, name).run()
 
 
 if __name__ == "__main__":

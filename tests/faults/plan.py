@@ -16,8 +16,9 @@ class Plan:
     database: str = "postgresql"
     relays: int = 2
     writers: int = 2
+    consumers: int = 2
     lease: float = 3.0
-    """Seconds; short, so that stopping a relay often outlasts it."""
+    """Seconds, of the relays and of the consumers; short, so that stopping one often outlasts it."""
     batch: int = 100
     rate: float = 25.0
     """Commands a second, of each writer."""

@@ -7,12 +7,13 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sqlalchemy import event
+import anyio
+from sqlalchemy import event as events
 
 from pipeline_mediator.errors import LeaseLostError
 from pipeline_mediator.outbox.protocol import Policy
+from tests.faults.application import Moved, Noted
 from tests.faults.brokers import HookedBroker, die, stop
-from tests.faults.consumer import Consumer
 from tests.faults.life import end_with_parent
 from tests.faults.scene import Scene, scene_on
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from pipeline_mediator.codec import Decoded
+    from pipeline_mediator import Context
 
 
 async def die_before_the_commit(scene: Scene) -> None:
@@ -78,19 +79,55 @@ async def take_for_an_hour_and_stop(scene: Scene) -> None:
 
 async def consume_and_die_before_the_commit(scene: Scene) -> None:
     """When the inbox has recorded the message and its effect is written."""
-    _die_at_commit(scene)
-    await scene.consume("who dies")
+
+    async def die_soon(_event: object, _context: Context) -> None:
+        _die_at_commit(scene)
+
+    await scene.consume(after=die_soon)
 
 
 async def consume_and_die_before_the_acknowledgement(scene: Scene) -> None:
-    class Dying(Consumer):
-        async def handle(self, event: Decoded) -> None:
-            await super().handle(event)
+    """When the handler's transaction is committed."""
+    await scene.consumer(before_settling=die).run()
+
+
+async def consume_and_die_in_each_handler_of_a(scene: Scene) -> None:
+    """A poison: whoever handles it ends."""
+
+    async def die_of_it(event: Moved | Noted, _context: Context) -> None:
+        if isinstance(event, Moved) and event.account == "a":
             die()
 
-    consumer = Dying(scene.client, scene.sessions, "who dies", block=0.01)
-    await consumer.join()
-    await consumer.round()
+    await scene.consume(before=die_of_it, attempts=3)
+
+
+async def consume_and_hang(scene: Scene) -> None:
+    """With what its handlers have begun, and with what was read ahead."""
+
+    async def hang(event: Moved | Noted, _context: Context) -> None:
+        await scene.mark(event.token)
+        await asyncio.sleep(3600)
+
+    await scene.consumer(before=hang).run()
+
+
+async def consume_and_stop_in_the_handler(scene: Scene) -> None:
+    """Past the time for which it holds the message; continued, the handler would go on."""
+
+    async def stop_and_go_on(event: Moved | Noted, _context: Context) -> None:
+        stop()
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await scene.mark(f"cancelled {event.token}")
+            raise
+
+    await scene.consumer(before=stop_and_go_on).run()
+
+
+async def consume_and_stop_before_the_acknowledgement(scene: Scene) -> None:
+    await scene.consumer(before_settling=stop).run()
 
 
 async def clean_and_die_before_the_commit(scene: Scene) -> None:
@@ -114,6 +151,10 @@ PROGRAMS: dict[str, Callable[[Scene], Awaitable[None]]] = {
         take_for_an_hour_and_stop,
         consume_and_die_before_the_commit,
         consume_and_die_before_the_acknowledgement,
+        consume_and_die_in_each_handler_of_a,
+        consume_and_hang,
+        consume_and_stop_in_the_handler,
+        consume_and_stop_before_the_acknowledgement,
         clean_and_die_before_the_commit,
     )
 }
@@ -123,7 +164,7 @@ def _die_at_commit(scene: Scene) -> None:
     def die_now(_connection: Connection) -> None:
         die()
 
-    event.listen(scene.engine.sync_engine, "commit", die_now)
+    events.listen(scene.engine.sync_engine, "commit", die_now)
 
 
 async def run(name: str, database: str, redis: str) -> None:

@@ -29,7 +29,10 @@ def as_text(result: Result) -> str:
         ("database", plan.database),
         ("seed", plan.seed),
         ("seconds", f"{plan.seconds:g}, and {result.seconds_to_drain:g} to drain"),
-        ("processes", f"{plan.writers} writers, {plan.relays} relays, 1 consumer; lease {plan.lease:g} s"),
+        (
+            "processes",
+            f"{plan.writers} writers, {plan.relays} relays, {plan.consumers} consumers; lease {plan.lease:g} s",
+        ),
         ("faults", f"{len(result.faults)}, {result.deaths} of them kills and stops"),
         *((f"  {kind}", number) for kind, number in sorted(kinds.items())),
         ("sends", verdict.sends.total()),
@@ -37,6 +40,8 @@ def as_text(result: Result) -> str:
         ("events committed", verdict.events),
         ("  delivered", verdict.delivered),
         ("  duplicates", f"{verdict.duplicates} (at most {verdict.repeatable} rows were in batches that were cut off)"),
+        ("handlings", verdict.handlings["begun"]),
+        ("  failed on purpose", verdict.handlings["failed on purpose"]),
         ("effects", verdict.effects),
         *((name, len(what)) for name, what in verdict.wrong.items()),
     ]
@@ -64,6 +69,7 @@ def as_json(result: Result) -> str:
         "delivered": verdict.delivered,
         "duplicates": verdict.duplicates,
         "repeatable": verdict.repeatable,
+        "handlings": dict(verdict.handlings),
         "effects": verdict.effects,
         "wrong": {name: list(items) for name, items in verdict.wrong.items()},
     }

@@ -15,7 +15,9 @@ import anyio
 from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from tenacity import wait_fixed
 
+from pipeline_mediator import Consumer
 from pipeline_mediator.message_brokers import RedisStreamBroker
 from pipeline_mediator.outbox.relay import OutboxRelay
 from pipeline_mediator.outbox.sqlalchemy import SQLAlchemyOutbox
@@ -25,27 +27,28 @@ from tests.faults.application import (
     FACTS,
     METADATA,
     OUTBOX,
-    STREAMS,
     Move,
     engine_of,
     mediator_of,
 )
-from tests.faults.consumer import Consumer
-from tests.faults.evidence import copies_in
+from tests.faults.consuming import GROUP, HookedSubscription, consuming_mediator, subscription_of
+from tests.faults.evidence import copies_in, left_in_streams
 from tests.redis_view import Client
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from pipeline_mediator import Mediator
-    from pipeline_mediator.message_brokers.protocol import MessageBroker
+    from pipeline_mediator.message_brokers.protocol import DeadDelivery, MessageBroker
     from tests.faults.verdict import Copy
 
-__all__ = ["ROOT", "Scene", "scene_on"]
+__all__ = ["MIN_IDLE", "ROOT", "Scene", "scene_on"]
 
 ROOT = Path(__file__).parents[2]
 _SECONDS = 60.0
 _LOOK_EVERY = 0.02
+MIN_IDLE = 1.0
+"""Seconds: so long a scenario waits for what a dead consumer had."""
 
 
 @dataclass
@@ -118,24 +121,53 @@ class Scene:
         async with mediator, OutboxRelay(mediator, **options):
             yield
 
-    async def consume(self, name: str = "here") -> None:
-        """Handle what nobody has handled, once; what others hold without acknowledging it is taken over at once."""
-        consumer = Consumer(self.client, self.sessions, name, min_idle=0.0, block=0.01)
-        await consumer.join()
-        await consumer.round()
+    def consumer(
+        self,
+        *,
+        ordered: bool = True,
+        min_idle: float = MIN_IDLE,
+        grace: float = 5.0,
+        name: str = GROUP,
+        before_settling: Callable[[], None] = lambda: None,
+        **how: Any,
+    ) -> Consumer:
+        """Not begun; `how` is what `consuming_mediator` takes."""
+        broker = RedisStreamBroker(self.redis)
+        mediator = consuming_mediator(self.engine, broker, **how)
+        # On SQLite one transaction writes at a time.
+        concurrency = 1 if self.engine.dialect.name == "sqlite" else 8
+        subscription = HookedSubscription(
+            subscription_of(broker, min_idle, ordered=ordered, name=name), before_settling
+        )
+        return Consumer(
+            mediator, subscription, concurrency=concurrency, grace=grace, clean_every=None, pauses=wait_fixed(0.05)
+        )
+
+    async def consume(self, *, name: str = GROUP, **how: Any) -> None:
+        """Handle what nobody has handled, until all is settled; what a dead consumer had is taken over."""
+        async with self.consumer(name=name, **how):
+            await self.until(lambda: self.settled(name))
 
     # -- another process -----------------------------------------------------------------------------------------------
 
     def start(self, program: str, *, off: float | None = None) -> subprocess.Popen[str]:
         """One of `tests.faults.programs`, as a process of its own; its host's clock is `off` by so many seconds."""
         module = ["tests.faults.programs"] if off is None else ["tests.faults.clock", str(off)]
+        return self._start([*module, program, self.database, self.redis])
+
+    def serve(self, *options: str) -> subprocess.Popen[str]:
+        """The consumer of `tests.faults.served`, by the command line."""
+        return self._start(["pipeline_mediator", "consume", "tests.faults.served:consumer", *options])
+
+    def _start(self, arguments: list[str]) -> subprocess.Popen[str]:
         # The end of its input would tell it that we have ended.
         reading, writing = os.pipe()
         self._open.append(writing)
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", *module, program, self.database, self.redis],
+                [sys.executable, "-m", *arguments],
                 cwd=ROOT,
+                env={**os.environ, "FAULTS_DATABASE": self.database, "FAULTS_REDIS": self.redis},
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -176,6 +208,21 @@ class Scene:
             while not await holds():  # noqa: ASYNC110 - it is a server that changes, and it tells nobody
                 await anyio.sleep(_LOOK_EVERY)
 
+    async def is_marked(self, mark: str) -> bool:
+        """Whether a process has come to that point; see `mark`."""
+        return bool(await self.client.exists(f"mark:{mark}"))
+
+    async def mark(self, mark: str) -> None:
+        """For others to see."""
+        await self.client.set(f"mark:{mark}", 1)
+
+    async def dead_letters(self) -> Sequence[DeadDelivery]:
+        """What consumers gave up."""
+        async with RedisStreamBroker(self.redis) as broker:
+            letters = subscription_of(broker, MIN_IDLE).dead_letters
+            assert letters is not None
+            return await letters.list(1000)
+
     async def has_copies(self, number: int) -> bool:
         """Of so many different messages."""
         return len(set(await self.tokens())) == number
@@ -209,14 +256,19 @@ class Scene:
         async with self.engine.begin() as connection:
             return sorted((await connection.execute(select(EFFECTS.c.message_id))).scalars())
 
+    async def effects_of(self, account: str) -> list[int]:
+        """Places of this key's messages, in the order in which they took effect."""
+        async with self.engine.begin() as connection:
+            wanted = select(EFFECTS.c.place).where(EFFECTS.c.account == account).order_by(EFFECTS.c.id)
+            return list((await connection.execute(wanted)).scalars())
+
     def names(self) -> tuple[str, str]:
         """Of the outbox's tables, rows and lanes."""
         return OUTBOX.rows.name, OUTBOX.lanes.name
 
-    async def acknowledged(self) -> bool:
-        """Whether no consumer holds anything."""
-        groups = [group for stream in STREAMS for group in await self.client.xinfo_groups(stream)]
-        return all(group["pending"] == 0 for group in groups)
+    async def settled(self, name: str = GROUP) -> bool:
+        """Whether the group has nothing left to do."""
+        return not await left_in_streams(self.client, name)
 
 
 @asynccontextmanager

@@ -66,7 +66,8 @@ def schedule(seed: int, seconds: float, targets: Targets, lease: float) -> list[
     now = chance.uniform(*_GAP)
     while now < seconds:
         kind, target = next(cards)
-        lasts = round(_duration(chance, kind, target in targets.relays, lease), 2)
+        holds = target in (*targets.relays, *targets.consumers)
+        lasts = round(_duration(chance, kind, holds, lease), 2)
         # A process that is stopped already would be continued by the first of the two.
         if kind != "stop" or stopped.get(target, 0.0) < now:
             faults.append(Fault(round(now, 2), kind, target, lasts))
@@ -78,10 +79,10 @@ def schedule(seed: int, seconds: float, targets: Targets, lease: float) -> list[
 
 def _shuffled(chance: random.Random, targets: Targets) -> Iterator[tuple[Kind, str]]:
     cards: list[tuple[Kind, str]] = []
-    for relay in targets.relays:
-        cards += _all_of(relay, "kill", "kill", "stop")
-    for one in (*targets.writers, *targets.consumers):
-        cards += _all_of(one, "kill", "stop")
+    for one in (*targets.relays, *targets.consumers):
+        cards += _all_of(one, "kill", "kill", "stop")
+    for writer in targets.writers:
+        cards += _all_of(writer, "kill", "stop")
     for server in targets.servers:
         cards += _all_of(server, "restart", "cut", "cut reply", "terminate", "stall")
     while True:
@@ -93,8 +94,8 @@ def _all_of(target: str, *kinds: Kind) -> list[tuple[Kind, str]]:
     return [(kind, target) for kind in kinds]
 
 
-def _duration(chance: random.Random, kind: Kind, is_relay: bool, lease: float) -> float:  # noqa: FBT001 - a fact
+def _duration(chance: random.Random, kind: Kind, holds: bool, lease: float) -> float:  # noqa: FBT001 - a fact
     if kind == "stop":
-        # Past the lease, so that what it had taken is another's when it goes on; the others only hold locks.
-        return chance.uniform(1.2, 2.0) * lease if is_relay else chance.uniform(0.5, 2.0)
+        # Past the lease, so that what it had taken is another's when it goes on; a writer only holds locks.
+        return chance.uniform(1.2, 2.0) * lease if holds else chance.uniform(0.5, 2.0)
     return {"restart": chance.uniform(0.0, 1.0), "stall": chance.uniform(0.5, 1.5) * lease}.get(kind, 0.0)

@@ -25,7 +25,7 @@ class Settings:
     """The same Redis, as the relays know it: each answer takes its time, so that a fault meets open batches."""
     seed: int
     lease: float
-    """Seconds."""
+    """Seconds: of a relay's batches, and of what a consumer holds."""
     batch: int
     """Rows that a relay takes at a time."""
     rate: float

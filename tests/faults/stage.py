@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from tests.faults.application import ACCOUNTS, METADATA, STREAMS, accounts, engine_of
 from tests.faults.children import Child
+from tests.faults.consuming import GROUP
 from tests.faults.databases import KINDS, durable_redis
 from tests.faults.evidence import is_drained
 from tests.faults.schedule import Fault, Targets, schedule
@@ -94,7 +95,10 @@ class Stage:
         parts = {f"writer-{n}": ["-m", "tests.faults.writer"] for n in range(1, plan.writers + 1)}
         # As the command line has it, and as an application does it by itself.
         parts |= {f"relay-{n}": command if n % 2 else ["-m", "tests.faults.relay"] for n in range(1, plan.relays + 1)}
-        parts["consumer-1"] = ["-m", "tests.faults.consumer"]
+        consume = ["-m", "pipeline_mediator", "consume", "tests.faults.consumer:consumer"]
+        parts |= {
+            f"consumer-{n}": consume if n % 2 else ["-m", "tests.faults.consumer"] for n in range(1, plan.consumers + 1)
+        }
         for name, arguments in parts.items():
             child = self.children[name] = Child(name, arguments, settings)
             self._stack.callback(child.kill)
@@ -102,11 +106,11 @@ class Stage:
         self._wait_for_life()
 
     def _wait_for_life(self) -> None:
-        """Until the first event has gone all the way into its stream."""
+        """Until the first event has gone all the way to a consumer."""
         until = time.monotonic() + START_SECONDS
-        while not self._stream_length():
+        while not self._is_consumed():
             if time.monotonic() > until:
-                raise RuntimeError(f"nothing was published within {START_SECONDS:g} s:\n{self.logs()}")
+                raise RuntimeError(f"nothing was consumed within {START_SECONDS:g} s:\n{self.logs()}")
             time.sleep(0.1)
 
     def _proxy_of(self, server: Server) -> Proxy:
@@ -157,14 +161,19 @@ class Stage:
                 for proxy in self._proxies[fault.target]:
                     proxy.cut()
             case "cut reply":
-                wanted = self._kind.commit if fault.target == "database" else b"XADD"
-                self._proxies[fault.target][-1].when(wanted, "cut reply")
+                self._cut_reply(fault.target)
             case "terminate":
                 self._terminate(fault.target)
             case "stall":
                 for proxy in self._proxies[fault.target]:
                     proxy.stall()
                     self._after(fault.seconds, proxy.release)
+
+    def _cut_reply(self, target: str) -> None:
+        # Redis has two proxies: one for consumers, and one for relays.
+        wanted = (self._kind.commit,) if target == "database" else (b"XACK", b"XADD")
+        for proxy, awaited in zip(self._proxies[target], wanted, strict=True):
+            proxy.when(awaited, "cut reply")
 
     def _terminate(self, target: str) -> None:
         if target == "database":
@@ -227,6 +236,12 @@ class Stage:
     def _client(self) -> Any:
         plain: Any = Redis
         return plain.from_url(self.redis.url, socket_timeout=1.0)
+
+    def _is_consumed(self) -> bool:
+        with self._client() as client:
+            groups = [group for stream in STREAMS if client.exists(stream) for group in client.xinfo_groups(stream)]
+        read = {group["last-delivered-id"] for group in groups if group["name"] == GROUP.encode()}
+        return bool(read - {b"0-0"})
 
     def _stream_length(self) -> int:
         with self._client() as client:

@@ -61,29 +61,6 @@ async def test_04_killed_in_the_middle_of_a_batch_none_is_lost_and_keys_stay_in_
     assert {token for token, times in Counter(await scene.tokens()).items() if times > 1} == set(part)
 
 
-async def test_05_a_consumer_killed_before_it_acknowledged_repeats_the_message_and_not_the_effect(
-    scene: Scene,
-) -> None:
-    await scene.send(scene.command("a"))
-    await scene.drain()
-    assert scene.program("consume_and_die_before_the_acknowledgement") == KILLED
-    assert len(await scene.effects()) == 1
-    assert not await scene.acknowledged()
-    await scene.consume()
-    assert len(await scene.effects()) == 1
-    assert await scene.acknowledged()
-
-
-async def test_06_a_consumer_killed_before_its_commit_has_not_handled_the_message(scene: Scene) -> None:
-    await scene.send(scene.command("a"))
-    await scene.drain()
-    assert scene.program("consume_and_die_before_the_commit") == KILLED
-    assert await scene.effects() == []
-    await scene.consume()
-    assert len(await scene.effects()) == 1
-    assert await scene.acknowledged()
-
-
 @pytest.mark.parametrize("dies", [True, False], ids=["killed", "to its end"])
 async def test_07_cleaning_never_deletes_what_was_not_sent(scene: Scene, *, dies: bool) -> None:
     keeping = scene.store(keep=timedelta(seconds=0.001))

@@ -11,7 +11,7 @@ from tests.faults.schedule import Targets, schedule
 TARGETS = Targets(
     relays=["relay-1", "relay-2"],
     writers=["writer-1", "writer-2"],
-    consumers=["consumer-1"],
+    consumers=["consumer-1", "consumer-2"],
     servers=["redis", "database"],
 )
 LEASE = 3.0
@@ -45,9 +45,9 @@ def test_thirty_minutes_have_two_hundred_kills_and_stops_of_everything(seed: int
         assert {fault.target for fault in faults if fault.kind == kind} == set(targets)
 
 
-def test_a_relay_is_stopped_past_its_lease_and_never_twice_at_a_time() -> None:
-    for relay in TARGETS.relays:
-        stops = [fault for fault in schedule(1, 3600, TARGETS, LEASE) if (fault.kind, fault.target) == ("stop", relay)]
+def test_what_holds_something_is_stopped_past_its_lease_and_never_twice_at_a_time() -> None:
+    for holder in (*TARGETS.relays, *TARGETS.consumers):
+        stops = [fault for fault in schedule(1, 3600, TARGETS, LEASE) if (fault.kind, fault.target) == ("stop", holder)]
         assert min(stop.seconds for stop in stops) > LEASE
         assert all(one.at + one.seconds < other.at for one, other in pairwise(stops))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.verdict import Batch, Copy, Fact, Record, Send, judge
+from tests.faults.verdict import Batch, Copy, Effect, Fact, Record, Send, judge
 
 
 def recorded() -> Record:
@@ -33,9 +33,13 @@ def recorded() -> Record:
         operations=frozenset(f"w.{n}" for n in range(5)),
         facts=facts,
         copies=copies,
-        effects=[copy.message_id for copy in copies],
+        effects=[effect_of(copy) for copy in copies],
         batches=[Batch(frozenset({1, 2, 3}), frozenset({1, 2, 3})), Batch(frozenset({4, 5}), frozenset())],
     )
+
+
+def effect_of(copy: Copy) -> Effect:
+    return Effect(copy.message_id, copy.token, copy.account, copy.place)
 
 
 def test_a_run_without_fault_is_clean() -> None:
@@ -50,7 +54,7 @@ def test_a_send_of_which_nobody_knows_may_have_happened_or_not() -> None:
     record.operations -= {"w.3"}
     record.facts = [fact for fact in record.facts if fact.operation != "w.3"]
     record.copies = [copy for copy in record.copies if not copy.token.startswith("w.3/")]
-    record.effects = [copy.message_id for copy in record.copies]
+    record.effects = [effect_of(copy) for copy in record.copies]
     assert judge(record).clean
 
 
@@ -151,7 +155,22 @@ def repeat_an_effect(record: Record) -> None:
 
 
 def invent_an_effect(record: Record) -> None:
-    record.effects = [*record.effects, "id-of-nothing"]
+    record.effects = [*record.effects, Effect("id-of-nothing", "w.9/0", None, 1)]
+
+
+def invert_two_effects_of_a_key(record: Record) -> None:
+    first, second = [n for n, effect in enumerate(record.effects) if effect.account == "b"]
+    effects = list(record.effects)
+    effects[first], effects[second] = effects[second], effects[first]
+    record.effects = effects
+
+
+def hand_over_something_else(record: Record) -> None:
+    record.effects = [replace(record.effects[0], place=7), *record.effects[1:]]
+
+
+def give_a_delivery_up(record: Record) -> None:
+    record.undone = ["id-w.0/0: refused"]
 
 
 def give_a_message_up(record: Record) -> None:
@@ -172,13 +191,15 @@ TAMPERINGS: dict[str, list[Callable[[Record], None]]] = {
     "repeated without a cause": [repeat_an_event, repeat_an_event_more_often_than_it_was_taken],
     "not one id each": [repeat_an_event_under_another_id, give_two_events_one_id],
     "inverted within a key": [invert_two_events_of_a_key, store_two_events_of_a_key_against_their_commits],
-    "not as written": [change_an_event],
+    "not as written": [change_an_event, hand_over_something_else],
     "acknowledged, yet not there": [forget_what_was_acknowledged],
     "rolled back, yet there": [commit_what_was_rolled_back],
     "committed in part": [commit_a_part, commit_what_nobody_sent],
     "not one effect": [lose_an_effect, repeat_an_effect, invent_an_effect],
+    "effects inverted within a key": [invert_two_effects_of_a_key],
     "given up": [give_a_message_up],
-    "left in the outbox": [leave_a_message_in_the_outbox],
+    "given up by a consumer": [give_a_delivery_up],
+    "left behind": [leave_a_message_in_the_outbox],
     "troubles": [let_a_process_end],
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Batch", "Copy", "Fact", "Outcome", "Record", "Send", "Verdict", "judge"]
+__all__ = ["Batch", "Copy", "Effect", "Fact", "Outcome", "Record", "Send", "Verdict", "judge"]
 
 Outcome = Literal["committed", "rolled back", "unknown"]
 """What the sender was told. Unknown: the commit was not answered, or the sender died before it could write it down."""
@@ -49,6 +49,16 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """A committed row of the consumer's handler; a list of them is in the order in which they were written."""
+
+    message_id: str
+    token: str
+    account: str | None
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a relay had taken: the ids of the rows, and those of them that it saw settled as sent."""
 
@@ -65,13 +75,16 @@ class Record:
     """Those whose row is committed."""
     facts: Sequence[Fact] = ()
     copies: Sequence[Copy] = ()
-    effects: Sequence[str] = ()
-    """A message id for each time that a message took effect."""
+    effects: Sequence[Effect] = ()
+    handlings: Counter[str] = field(default_factory=Counter[str])
+    """How often a handler began, and how often it failed on purpose."""
     batches: Sequence[Batch] = ()
     dead: Sequence[str] = ()
     """Messages that a relay gave up."""
+    undone: Sequence[str] = ()
+    """Messages that a consumer gave up."""
     left: Sequence[str] = ()
-    """Messages that were still in the outbox."""
+    """Messages that were still in the outbox, or in a stream."""
     troubles: Sequence[str] = ()
     """What else went wrong: processes that ended by themselves, or did not end when asked."""
 
@@ -90,6 +103,7 @@ class Verdict:
     repeatable: int
     """Rows in batches that ended without saying what became of them: at most so many duplicates there may be."""
     effects: int
+    handlings: Counter[str]
     wrong: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "list[str]"])
 
     @property
@@ -107,6 +121,7 @@ def judge(record: Record) -> Verdict:
         duplicates=len(record.copies) - len(first),
         repeatable=sum(len(batch.rows - batch.settled) for batch in record.batches),
         effects=len(record.effects),
+        handlings=record.handlings,
         wrong={
             "lost": [fact.token for fact in record.facts if fact.token not in first],
             "unexpected": _unexpected(record.facts, record.copies),
@@ -115,11 +130,13 @@ def judge(record: Record) -> Verdict:
             "committed in part": _in_part(record),
             "not one id each": _without_one_id(record.copies),
             "inverted within a key": _inverted(first.values()),
-            "not as written": _changed(record.facts, first),
+            "not as written": _changed(record.facts, first, record.effects),
             "not one effect": _without_one_effect(record.copies, record.effects),
+            "effects inverted within a key": _overtaken(record.effects),
             "repeated without a cause": _repeated_without_cause(record.copies, record.batches),
             "given up": list(record.dead),
-            "left in the outbox": list(record.left),
+            "given up by a consumer": list(record.undone),
+            "left behind": list(record.left),
             "troubles": list(record.troubles),
         },
     )
@@ -176,17 +193,27 @@ def _inverted(first: Iterable[Copy]) -> list[str]:
     return wrong
 
 
-def _changed(facts: Iterable[Fact], first: Mapping[str, Copy]) -> list[str]:
-    pairs = ((fact, first.get(fact.token)) for fact in facts)
-    return [
-        fact.token
-        for fact, copy in pairs
-        if copy is not None and (copy.account, copy.place) != (fact.account, fact.place)
-    ]
+def _changed(facts: Iterable[Fact], first: Mapping[str, Copy], effects: Iterable[Effect]) -> list[str]:
+    """On their way to the stream, or from there to the handler."""
+    known = {fact.token: (fact.account, fact.place) for fact in facts}
+    seen: list[Copy | Effect] = [*first.values(), *effects]
+    return [one.token for one in seen if one.token in known and known[one.token] != (one.account, one.place)]
 
 
-def _without_one_effect(copies: Iterable[Copy], effects: Iterable[str]) -> list[str]:
-    counted = Counter(effects)
+def _overtaken(effects: Iterable[Effect]) -> list[str]:
+    """Written after the effect of a message that was committed after theirs."""
+    latest: dict[str, int] = {}
+    wrong: list[str] = []
+    for effect in effects:
+        if effect.account is not None:
+            if effect.place < latest.get(effect.account, 0):
+                wrong.append(effect.token)
+            latest[effect.account] = max(effect.place, latest.get(effect.account, 0))
+    return wrong
+
+
+def _without_one_effect(copies: Iterable[Copy], effects: Iterable[Effect]) -> list[str]:
+    counted = Counter(effect.message_id for effect in effects)
     published = {copy.message_id for copy in copies}
     return sorted(one for one in published | counted.keys() if counted[one] != 1 or one not in published)
 
