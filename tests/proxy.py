@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Literal, Self
 from anyio import to_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
 __all__ = ["Action", "Moment", "Proxy"]
 
-Action = Literal["hold", "cut", "cut reply"]
+Action = Literal["hold", "late", "cut", "cut reply"]
 """What to do to the connection on which the awaited bytes pass.
 
 hold       they reach the server; nothing it says comes back until `Proxy.release`
+late       they reach the server when `release` lets them, though the client may have hung up meanwhile
 cut        they do not reach the server; the connection is gone
 cut reply  they reach the server; when it answers, the connection is gone and the answer lost
 """
@@ -39,6 +40,11 @@ class Moment:
         """They came from the client, and `action` was taken."""
         self.answered = threading.Event()
         """The server's answer came as far as the proxy."""
+        self.open_gate: Callable[[], object] = lambda: None
+
+    def release(self) -> None:
+        """Let through what is kept back on this one connection."""
+        self.open_gate()
 
     def is_in(self, before: bytes, chunk: bytes) -> bool:
         """Whether they end in `chunk`, though they may have begun in what came before it."""
@@ -181,6 +187,7 @@ class Proxy:
                 self._moments.remove(moment)
                 link.act(moment)
             before = chunk
+            await link.requests.wait()
             writer.write(chunk)
             await writer.drain()
         link.close()
@@ -215,6 +222,10 @@ class _Link:
         self._moment = moment
         if moment.action == "hold":
             self.replies.clear()
+        elif moment.action == "late":
+            self.requests.clear()
+            loop = asyncio.get_running_loop()
+            moment.open_gate = lambda: loop.call_soon_threadsafe(self.requests.set)
         elif moment.action == "cut":
             self.cut()
         moment.passed.set()

@@ -28,16 +28,20 @@ class Destinations:
     def __init__(self, pauses: WaitBaseT) -> None:
         self._pauses = pauses
         self._closed: dict[str, _Closed] = {}
+        self._left_out: list[_Closed] = []
+        """Since it was last asked: a pause that has ended meanwhile is one that nobody has looked after yet."""
 
     def left_out(self) -> list[str]:
         """Those that are left alone now."""
         now = anyio.current_time()
-        return [name for name, closed in self._closed.items() if closed.until > now]
+        found = {name: closed for name, closed in self._closed.items() if closed.until > now}
+        self._left_out = list(found.values())
+        return list(found)
 
     def next_probe(self) -> float:
-        """Seconds until the first of them may be tried again; infinite without one."""
+        """Seconds until the first of those that were left out may be tried again; infinite without one."""
         now = anyio.current_time()
-        return min((max(0.0, one.until - now) for one in self._closed.values() if one.until > now), default=math.inf)
+        return min((max(0.0, one.until - now) for one in self._left_out), default=math.inf)
 
     def failures_of(self, name: str) -> int:
         """How often it has refused in a row; 0 for one that works, as far as is known."""
@@ -53,6 +57,7 @@ class Destinations:
             )
         pause = closed.trouble.again(error, at_least=_SHARE * tried)
         closed.until = anyio.current_time() + pause
+        self._left_out.append(closed)
 
     def accepted(self, name: str) -> None:
         """It took a message."""

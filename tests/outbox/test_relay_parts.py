@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tenacity import wait_fixed
 from pipeline_mediator.concurrency import from_any_thread
 from pipeline_mediator.errors import BrokerUnavailableError, DestinationError
 from pipeline_mediator.outbox.bell import Bell
+from pipeline_mediator.outbox.destinations import Destinations
 from pipeline_mediator.outbox.protocol import StoredMessage, StoredRow
 from pipeline_mediator.outbox.waves import in_waves, probe_of, sorted_out
 from pipeline_mediator.trouble import Trouble, default_backoff, default_pauses, pause_after
@@ -181,3 +183,24 @@ def test_what_failed_is_published_alone_and_its_key_behind_it() -> None:
     rows = [row(1, "a", "k"), row(2, "a", "k", failures=1), row(3, "a", "k", failures=1), row(4, "a"), row(5, "a", "k")]
     first, alone, behind = sorted_out(rows)
     assert (numbers(first), numbers(alone), numbers(behind)) == ([1, 4], [2], [3, 5])
+
+
+# -- destinations ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_pause_that_ends_between_two_looks_is_not_slept_through() -> None:
+    """The relay would wait until it polls, though there is somebody to try again."""
+    destinations = Destinations(wait_fixed(0.01))
+    destinations.refused("orders", BrokerUnavailableError("away"), 0.0)
+    assert destinations.left_out() == ["orders"]
+    await anyio.sleep(0.02)
+    assert destinations.next_probe() == 0.0
+    assert destinations.left_out() == []
+    assert destinations.next_probe() == math.inf
+
+
+async def test_one_that_was_just_refused_is_waited_for() -> None:
+    destinations = Destinations(wait_fixed(10))
+    assert destinations.left_out() == []
+    destinations.refused("orders", BrokerUnavailableError("away"), 0.0)
+    assert 9 < destinations.next_probe() <= 10

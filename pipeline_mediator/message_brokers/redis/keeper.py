@@ -229,6 +229,11 @@ class Keeper:
 
     async def _find_again(self) -> None:
         member = self._member
+        if strays := list(member.strays):
+            # What was sent on a connection that we gave up, and a network held back, must not be carried out after we
+            # have looked. Who may not do this has only the time that has passed.
+            await member.ask([("CLIENT", "KILL", "ID", one) for one in strays])
+            del member.strays[: len(strays)]
         for source in member.sources:
             ours = source.lease is None or source.lease.held
             if ours and source.unsure_until is not None and source.unsure_until <= now():

@@ -88,6 +88,8 @@ class Membership:
         self.take_at = 0.0
         """When to look for what is due."""
         self.line: RedisLine = self.client.line()
+        self.strays: list[int] = []
+        """Connections that were given up in the middle of a read, as the server calls them."""
         for source in self.sources:
             source.forget()
         for lease in self.leases:

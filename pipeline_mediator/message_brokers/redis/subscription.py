@@ -114,6 +114,8 @@ class RedisStreamSubscription:
         self._alone: Entry | None = None
         self._begun = self._stopping = False
         self._calls = self._failed_call = 0
+        self._reader_id: object = None
+        """What the server calls the reader's connection: None while it was not asked, an error where it may not say."""
 
     @property
     def name(self) -> str:
@@ -214,7 +216,7 @@ class RedisStreamSubscription:
         try:
             self._member.begin()
             self._keeper = Keeper(self._member)
-            self._reader = self._client.line()
+            self._reader, self._reader_id = self._client.line(), None
             await self._prepare()
         except BaseException:
             await self._hang_up()
@@ -313,6 +315,8 @@ class RedisStreamSubscription:
             member.room.clear()
             await wait(member.room, self._block)
             return
+        if self._reader_id is None:
+            (self._reader_id,) = await self._reader.execute([("CLIENT", "ID")])
         count = max(1, 2 * room // len(sources))
         turns = {source.key: source.lease.epoch if source.lease else 0 for source in sources}
         sent = now()
@@ -326,12 +330,17 @@ class RedisStreamSubscription:
             (reply,) = await self._reader.execute([command], seconds=self._client.timeout + self._block)
         except BrokerError:
             # The server may go on answering it until it has waited long enough, to nobody.
+            self._give_up_the_connection()
             self._be_unsure(sources, max(now(), sent + self._block) + self._block / 10)
             raise
         if lacks_group(reply):
             await member.make_groups_again()
             return
-        member.check(sources[0].key, reply)
+        try:
+            member.check(sources[0].key, reply)
+        except BrokerError:
+            self._reader_id = None  # some errors cost the connection
+            raise
         if now() - sent >= KEPT * member.min_idle:
             self._be_unsure(sources, now())  # too late to be ours, unless it is found to be
         else:
@@ -341,6 +350,12 @@ class RedisStreamSubscription:
                     for entry_id, fields in entries:
                         member.add(source, entry_id, fields)
             member.filled.set()
+
+    def _give_up_the_connection(self) -> None:
+        """Where we may, the server is told to hang up before we look what it gave us."""
+        if isinstance(self._reader_id, int):
+            self._member.strays.append(self._reader_id)
+        self._reader_id = None
 
     def _be_unsure(self, sources: Sequence[Source], until: float) -> None:
         for source in sources:

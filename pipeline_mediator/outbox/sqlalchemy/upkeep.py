@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, literal_column, null, select, update
+from sqlalchemy import bindparam, func, insert, literal_column, null, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from pipeline_mediator.outbox.protocol import LANES, DeadLetter, Health
@@ -68,6 +68,7 @@ class Upkeep:
             .where(rows.c.state == DEAD)
             .values(state=PENDING, hold=null(), failures=literal_column("1"), available_at=NOW)
         )
+        self._park = update_among(rows.c.id, "ids", dialect).where(rows.c.state == DEAD).values(hold=null())
         self._chosen = lock_among(rows.c.id, "ids", dialect, also=(rows.c.state, rows.c.hold), skip_locked=False)
         self._dead_among = select(rows.c.id, rows.c.lane).where(among(rows.c.id, "ids", dialect), rows.c.state == DEAD)
         self._orphans = self._keys_behind_nothing()
@@ -106,9 +107,11 @@ class Upkeep:
         free = select(lanes.c.lane).where(lanes.c.lane < WHOLE).with_for_update(skip_locked=True)
         concerned = connection.scalars(free).all()
         if park:
-            dead = unsent(rows, DEAD)
-            parked = update(rows).where(dead, rows.c.hold.is_not(None), rows.c.lane.in_(concerned)).values(hold=null())
-            connection.execute(parked)
+            # Found without a lock first: MariaDB would wait for every other row that a relay works on.
+            holding = select(rows.c.id).where(unsent(rows, DEAD), rows.c.hold.is_not(None))
+            ids = connection.scalars(holding.where(rows.c.lane.in_(concerned))).all()
+            if ids:
+                connection.execute(self._park, {"ids": ids})
         self._settling.release(connection, set(connection.scalars(self._orphans, {"lanes": concerned})))
 
     def _keys_behind_nothing(self) -> Select[Any]:

@@ -613,6 +613,33 @@ async def test_entries_of_which_the_answer_was_lost_are_found_again_in_their_pla
                 await settle(subscription, [delivery], Ack())
 
 
+async def test_a_read_that_arrives_late_takes_nothing_out_of_its_turn(own_redis: RedisServer) -> None:
+    """A network kept it back; carried out at last, it would be given entries that nobody hears of."""
+    with Proxy(own_redis.port) as proxy:
+        async with (
+            RedisStreamBroker(own_redis.url) as broker,
+            RedisStreamBroker(through(proxy), timeout=1.0) as far,
+            far.subscribe("orders", name="warehouse", ordered=True, min_idle=20.0) as subscription,
+        ):
+            late = proxy.when(b"XREADGROUP\r\n", "late")
+            receiving = asyncio.ensure_future(subscription.receive(3))
+            await late.happened()
+            after = proxy.when(b"XREADGROUP\r\n", "late")
+            with pytest.raises(BrokerUnavailableError):
+                await receiving
+            receiving = asyncio.ensure_future(subscription.receive(3))
+            await after.happened()
+            await broker.publish([outgoing(0, key="a")])
+            late.release()
+            await asyncio.sleep(0.1)  # it is at the server now, if anybody there still listens
+            await broker.publish([outgoing(1, key="a")])
+            after.release()
+            found = list(await receiving)
+            await settle(subscription, found, Ack())
+            found += await receive(subscription, 1)
+            assert ids(found) == ["id-0", "id-1"]
+
+
 async def test_what_an_operator_acknowledged_is_lost_and_what_was_trimmed_away_is_handled(
     broker: RedisStreamBroker, own_redis: RedisServer
 ) -> None:
@@ -1116,6 +1143,7 @@ async def test_what_is_claimed_and_not_handed_over_is_not_charged_with_any_numbe
     settings: Any = {"name": "warehouse", "min_idle": IDLE, "ordered": ordered}
     await broker.publish(batch(40))
     for attempt in (1, 2, 3):
+        await asyncio.sleep(1.5 * IDLE)  # the dead one's are nobody's, all of them
         async with doomed(broker.subscribe("orders", **settings)) as one:
             (first,) = await receive(one, 1)
             assert (first.message_id, first.attempt) == ("id-0", attempt)
