@@ -118,6 +118,10 @@ class Server:
     def pause(self) -> None:
         """Let it hang: connections stay open, and nothing is answered."""
         self._signal(signal.SIGSTOP)
+        # Until then it may go on answering.
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and not self._is_stopped():
+            time.sleep(0.001)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -186,6 +190,17 @@ class Server:
         for process in (pid, *_children(pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
+
+    def _is_stopped(self) -> bool:
+        if self._process is None or not self.running:
+            return True
+        pids = (self._process.pid, *_children(self._process.pid))
+        states: list[str] = []
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                # The state stands behind the name, which is in brackets and may hold anything.
+                states.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+        return all(state in "TZX" for state in states)
 
     def _connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=1.0)

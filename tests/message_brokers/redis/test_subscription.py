@@ -1149,6 +1149,7 @@ async def test_what_is_claimed_and_not_handed_over_is_not_charged_with_any_numbe
             assert (first.message_id, first.attempt) == ("id-0", attempt)
             await holding(one, 32)
     assert await counts(own_redis.url) == [3, *[1] * 39]
+    await asyncio.sleep(1.5 * IDLE)
     async with broker.subscribe("orders", **settings) as two:
         (alone,) = await two.receive(50)
         assert (alone.message_id, alone.attempt) == ("id-0", 4)
