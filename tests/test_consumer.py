@@ -33,12 +33,14 @@ class Deliverer:
 
     def __init__(self, handle: Callable[[Delivery], Awaitable[None]] | None = None) -> None:
         self._handle = handle
+        self.begun: list[Delivery] = []
         self.handled: list[Delivery] = []
         self.cancelled: list[Delivery] = []
         self.skips_unknown = False
 
     async def deliver(self, delivery: Delivery, /, *, skip_unknown: bool = False) -> None:
         self.skips_unknown = skip_unknown
+        self.begun.append(delivery)
         try:
             if self._handle is not None:
                 await self._handle(delivery)
@@ -302,7 +304,7 @@ async def test_a_stop_lets_handlers_finish_and_gives_back_the_rest() -> None:
 
     script, mediator = Script("a", "b", "c", "d"), Deliverer(handle)
     async with consuming(mediator, script, concurrency=2) as consumer:
-        await eventually(lambda: len(script.out) == 4)
+        await eventually(lambda: len(script.out) == 4 and len(mediator.begun) == 2)
         consumer.stop()
         await script.until(2)
         assert script.settled == [("c", None), ("d", None)]
@@ -318,7 +320,7 @@ async def test_what_is_not_done_in_time_is_cancelled_and_given_back(caplog: pyte
 
     script, mediator = Script("a", "b"), Deliverer(handle)
     async with consuming(mediator, script, concurrency=2, grace=0.01) as consumer:
-        await eventually(lambda: len(script.out) == 2)
+        await eventually(lambda: len(mediator.begun) == 2)
         consumer.stop()
     assert {one.message_id for one in mediator.cancelled} == {"a", "b"}
     assert sorted(map(str, script.settled)) == ["('a', None)", "('b', None)"]
@@ -329,9 +331,9 @@ async def test_a_second_stop_is_more_impatient() -> None:
     async def handle(_: Delivery) -> None:
         await anyio.sleep_forever()
 
-    script = Script("a")
-    async with consuming(Deliverer(handle), script) as consumer:
-        await eventually(lambda: script.out)
+    script, mediator = Script("a"), Deliverer(handle)
+    async with consuming(mediator, script) as consumer:
+        await eventually(lambda: mediator.begun)
         consumer.stop()
         await anyio.sleep(0.01)
         assert script.settled == []
@@ -349,9 +351,9 @@ async def test_what_was_decided_while_it_was_cancelled_stands() -> None:
         finally:
             delivery.outcome = Ack()
 
-    script = Script("a")
-    async with consuming(Deliverer(handle), script, grace=0) as consumer:
-        await eventually(lambda: script.out)
+    script, mediator = Script("a"), Deliverer(handle)
+    async with consuming(mediator, script, grace=0) as consumer:
+        await eventually(lambda: mediator.begun)
         consumer.stop()
     assert script.settled == [("a", Ack())]
 
@@ -503,12 +505,12 @@ async def test_one_that_ends_the_consumer_gives_the_others_their_time_and_no_mor
 
     class Wrong(Script):
         async def __aenter__(self) -> Self:
-            await eventually(lambda: right.out)
+            await eventually(lambda: mediator.begun)
             raise DestinationError("no such queue")
 
-    right = Script("a")
+    right, mediator = Script("a"), Deliverer(handle)
     with anyio.fail_after(SOON), pytest.raises(DestinationError):
-        await Consumer(Deliverer(handle), right, Wrong(name="wrong"), grace=0.01).run()
+        await Consumer(mediator, right, Wrong(name="wrong"), grace=0.01).run()
     assert right.settled == [("a", None)]
 
 

@@ -378,7 +378,7 @@ async def test_a_cancelled_run_knows_every_walk_that_ended() -> None:
     await shop.put(*(str(number) for number in range(300)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(shop.relay().run)
-        await shop.until(lambda: len(shop.broker.calls) == 2)
+        await shop.until(lambda: len(shop.broker.calls) >= 2)
         tasks.cancel_scope.cancel()
     assert len(shop.store.rows) == 50
     assert len(shop.broker.ids) == 250
@@ -726,7 +726,7 @@ async def test_no_broker_no_end() -> None:
     shop.broker.refuse = lambda _: BrokerUnavailableError("down")
     await shop.put("a")
     async with shop.relay():
-        await shop.until(lambda: len(shop.broker.calls) == 3)
+        await shop.until(lambda: len(shop.broker.calls) >= 3)
         shop.broker.refuse = lambda _: None
         await shop.broker.has(1)
     assert shop.store.rows == {}
