@@ -278,7 +278,7 @@ async def test_its_own_client_is_closed_by_the_last_user(kind: Kind, own_redis: 
         assert "was closed" in str(answer)
         async with asyncio.timeout(10):
             # The server hears of it by way of the proxy; what is left is who asks.
-            while len((await command(own_redis.url, "CLIENT", "LIST")).splitlines()) > 1:
+            while len((await command(own_redis.url, "CLIENT", "LIST")).splitlines()) > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         async with broker:
             assert await broker.publish([outgoing(3)]) == [None]
