@@ -68,7 +68,8 @@ class HandleMiddleware:
         call = _Call(handler, self._container, self._turns)
         if route.kind == "stream":
             return LocalHandlers([handler], call.stream, None, needs_scope=call.needs_scope)
-        return LocalHandlers([handler], call.terminal, call.direct, needs_scope=call.needs_scope)
+        comes_back = route.origin == "broker"
+        return LocalHandlers([handler], call.terminal, call.direct, needs_scope=call.needs_scope, comes_back=comes_back)
 
     def _for_event(self, route: Route) -> LocalHandlers:
         destination = self._destination_for(route.message_type)
@@ -78,15 +79,19 @@ class HandleMiddleware:
         handlers = [handler for binding in bindings for handler in binding.handlers]
         needs_scope = any(group.needs_scope for group in groups)
         rules = tuple(rule for group in groups for rule in group.rules)
+        # One without a destination here may never come from a broker at all.
+        comes_back = route.origin == "broker" and destination is not None
         if len(groups) == 1 and groups[0].fan_out == "sequential":
             terminal, direct = groups[0].sequential()
-            return LocalHandlers(handlers, terminal, direct, needs_scope=needs_scope, rules=rules)
+            return LocalHandlers(
+                handlers, terminal, direct, needs_scope=needs_scope, rules=rules, comes_back=comes_back
+            )
 
         async def run_groups(context: Context) -> None:
             for group in groups:
                 await group.run(context)
 
-        return LocalHandlers(handlers, run_groups, None, needs_scope=needs_scope, rules=rules)
+        return LocalHandlers(handlers, run_groups, None, needs_scope=needs_scope, rules=rules, comes_back=comes_back)
 
     async def __call__(self, context: Context, call_next: Next) -> Any:
         """Handle the message; a mediator compiles `for_route` instead."""
@@ -109,7 +114,9 @@ class LocalHandlers:
         *,
         needs_scope: bool,
         rules: tuple[Rule, ...] = (),
+        comes_back: bool = False,
     ) -> None:
+        self._comes_back = comes_back
         self.handlers = tuple(handlers)
         self.terminal = terminal
         self.direct = direct
@@ -122,7 +129,12 @@ class LocalHandlers:
         return ", ".join(handler.name for handler in self.handlers) or "no handlers"
 
     def warnings_for(self, chain: Chain) -> Iterable[str]:
-        """A Timeout cannot stop a handler that runs in a thread."""
+        """What comes back from a broker may fail for good; a Timeout cannot stop a handler that runs in a thread."""
+        if self._comes_back and not chain.has("dead letter"):
+            yield (
+                "handled when it comes back from a broker, and nobody decides what becomes of it if that fails: it "
+                "comes again for ever. Put DeadLetterMiddleware and RedeliveryMiddleware in front of the others."
+            )
         if chain.has("timeout"):
             for handler in self.handlers:
                 if not handler.is_async:

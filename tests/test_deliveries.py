@@ -415,3 +415,23 @@ def test_they_cost_a_local_message_nothing() -> None:
 def test_an_attempt_is_the_least() -> None:
     with pytest.raises(ConfigurationError, match="attempts=0"):
         RedeliveryMiddleware(0)
+
+
+@pytest.mark.parametrize(("decides", "warned"), [((), True), (DECIDE, False)])
+def test_check_tells_of_what_would_come_again_for_ever(decides: tuple[Any, ...], *, warned: bool) -> None:
+    async def ship(command: Ship) -> None: ...
+
+    mediator = Mediator(
+        RequestMap().bind(Ship, ship),
+        event_map=EventMap().bind(OrderPlaced, Handler()),
+        middlewares=[*decides, PublishMiddleware(Broker(), {OrderPlaced: "orders", Ship: "commands"})],
+    )
+    told = [text for text in mediator.check() if "comes again for ever" in text]
+    assert bool(told) is warned
+    if warned:
+        assert "OrderPlaced (event from broker)" in told[0]
+        assert "Ship (request from broker)" in told[0]
+
+
+def test_check_tells_nothing_of_what_stays_in_the_process() -> None:
+    assert Mediator(event_map=EventMap().bind(OrderPlaced, Handler())).check() == []

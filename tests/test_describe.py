@@ -305,6 +305,11 @@ def test_check_tells_what_may_surprise() -> None:
             "published after the commit, at most once: a crash in between loses it. An OutboxMiddleware before the "
             "PublishMiddleware stores it in the transaction."
         ),
+        (
+            "OrderPlaced (event from broker): handled when it comes back from a broker, and nobody decides what becomes "
+            "of it if that fails: it comes again for ever. Put DeadLetterMiddleware and RedeliveryMiddleware in front "
+            "of the others."
+        ),
     ]
 
 

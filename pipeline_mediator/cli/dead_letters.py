@@ -9,7 +9,7 @@ import typer
 from pipeline_mediator.cli import acting
 from pipeline_mediator.cli.calls import Answer, answer
 from pipeline_mediator.cli.letters import place_named, places_of
-from pipeline_mediator.cli.options import AsJson, Every, Ids, Limit, ShownIds, Target, Yes
+from pipeline_mediator.cli.options import After, AsJson, Every, Ids, Limit, PageSize, Payload, ShownIds, Target, Yes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -37,8 +37,8 @@ def list_(
     target: Target,
     *,
     place: PlaceName = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many at most, of each place.")] = 50,
-    after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this one.")] = None,
+    limit: PageSize = 50,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """The dead letters of one place, or of each, oldest first, without their payloads."""
@@ -63,7 +63,7 @@ def show(
     *,
     ids: ShownIds,
     place: PlaceName = None,
-    payload: Annotated[bool, typer.Option("--payload", help="The payload too.")] = False,
+    payload: Payload = False,
     as_json: AsJson = False,
 ) -> None:
     """Everything about some dead letters; the payload only if it is asked for. Ends with 1 if one is not there."""

@@ -8,7 +8,20 @@ import typer
 
 from pipeline_mediator.cli.logs import LogFormat, LogLevel
 
-__all__ = ["AsJson", "Every", "Ids", "Limit", "LogFormatOption", "LogLevelOption", "ShownIds", "Target", "Yes"]
+__all__ = [
+    "After",
+    "AsJson",
+    "Every",
+    "Ids",
+    "Limit",
+    "LogFormatOption",
+    "LogLevelOption",
+    "PageSize",
+    "Payload",
+    "ShownIds",
+    "Target",
+    "Yes",
+]
 
 Target: TypeAlias = Annotated[
     str,
@@ -35,6 +48,9 @@ Ids: TypeAlias = Annotated[
 ShownIds: TypeAlias = Annotated[
     list[str], typer.Argument(metavar="ID", show_default=False, help="As `list` shows them.")
 ]
+PageSize: TypeAlias = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")]
+After: TypeAlias = Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this one.")]
+Payload: TypeAlias = Annotated[bool, typer.Option("--payload", help="The payload too.")]
 Limit: TypeAlias = Annotated[
     int | None, typer.Option("--limit", metavar="N", min=1, help="Of --all, how many at most.")
 ]

@@ -11,7 +11,7 @@ from pipeline_mediator.cli import acting
 from pipeline_mediator.cli.calls import Answer, answer
 from pipeline_mediator.cli.errors import FOUND
 from pipeline_mediator.cli.letters import outbox_of, reading
-from pipeline_mediator.cli.options import AsJson, Every, Ids, Limit, ShownIds, Target, Yes
+from pipeline_mediator.cli.options import After, AsJson, Every, Ids, Limit, PageSize, Payload, ShownIds, Target, Yes
 from pipeline_mediator.cli.output import print_facts
 from pipeline_mediator.cli.wording import seconds
 
@@ -52,8 +52,8 @@ def status(
 def list_(
     target: Target,
     *,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many at most.")] = 50,
-    after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this one.")] = None,
+    limit: PageSize = 50,
+    after: After = None,
     as_json: AsJson = False,
 ) -> None:
     """The dead letters, oldest first, without their payloads."""
@@ -70,7 +70,7 @@ def show(
     target: Target,
     *,
     ids: ShownIds,
-    payload: Annotated[bool, typer.Option("--payload", help="The payload too.")] = False,
+    payload: Payload = False,
     as_json: AsJson = False,
 ) -> None:
     """Everything about some dead letters; the payload only if it is asked for. Ends with 1 if one is not there."""

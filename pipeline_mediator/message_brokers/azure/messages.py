@@ -145,19 +145,21 @@ def _body_of(message: ServiceBusReceivedMessage) -> bytes:
 
 def _plain(value: Any) -> Any:
     """What JSON has a form for."""
+    inside: Any = value
     if isinstance(value, dict):
-        return {_text(name): _plain(one) for name, one in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {_text(name): _plain(one) for name, one in inside.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_plain(one) for one in inside]
     return value if value is None or isinstance(value, bool | int | float) else _text(value)
 
 
 def _texts(value: Any) -> Any:
     """Bytes that are a text as a text, at any depth: on the wire they were, and the client does not tell."""
+    inside: Any = value
     if isinstance(value, dict):
-        return {_texts(name): _texts(one) for name, one in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {_texts(name): _texts(one) for name, one in inside.items()}
     if isinstance(value, list | tuple):
-        return [_texts(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_texts(one) for one in inside]
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -210,7 +210,7 @@ class RedisChannelSubscription:
                     await self._subscribe()
                     connected = True
                 await self._hear_next()
-            except Exception as error:  # noqa: BLE001 -- whoever receives gets it
+            except Exception as error:  # noqa: BLE001 - whoever receives gets it
                 connected = False
                 await self._line.close()
                 self._error = error

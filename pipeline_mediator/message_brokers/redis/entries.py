@@ -88,12 +88,12 @@ def original(fields: Fields) -> Fields:
     return fields[_BEHIND:] if fields[0] == _PROVENANCE[0].encode() else fields
 
 
-def dead_delivery(id: str, entry_id: bytes, fields: Fields, destination: str, group: str) -> DeadDelivery:  # noqa: A002
+def dead_delivery(letter_id: str, entry_id: bytes, fields: Fields, destination: str, group: str) -> DeadDelivery:
     """A dead letter as it is shown to people."""
     about = dict(zip(fields[:_BEHIND:2], fields[1:_BEHIND:2], strict=False))
     attempts = about.get(b"dead-attempts", b"")
     return DeadDelivery(
-        id,
+        letter_id,
         delivery_of(original(fields), destination, group, int(attempts) if attempts.isdigit() else 0, None),
         as_text(about.get(b"dead-reason", b"")),
         datetime.fromtimestamp(int(entry_id.partition(b"-")[0]) / 1000, UTC),

@@ -114,5 +114,5 @@ class BrokerCases:
 
     def letters(self, subscription: Subscription) -> DeadLetterQueue:
         """The dead letters of a subscription that has them."""
-        assert subscription.dead_letters is not None, "the features say that it keeps dead letters"  # noqa: S101
+        assert subscription.dead_letters is not None, "the features say that it keeps dead letters"  # noqa: S101 - a test
         return subscription.dead_letters
