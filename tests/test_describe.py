@@ -306,9 +306,9 @@ def test_check_tells_what_may_surprise() -> None:
             "PublishMiddleware stores it in the transaction."
         ),
         (
-            "OrderPlaced (event from broker): handled when it comes back from a broker, and nobody decides what becomes "
-            "of it if that fails: it comes again for ever. Put DeadLetterMiddleware and RedeliveryMiddleware in front "
-            "of the others."
+            "OrderPlaced (event from broker): handled when it comes back from a broker, and nobody decides what "
+            "becomes of it if that fails: it comes again for ever. Put DeadLetterMiddleware and RedeliveryMiddleware "
+            "in front of the others."
         ),
     ]
 
